@@ -1,0 +1,111 @@
+"""The plugin's configuration: one typed object, made once from vLLM's ``--additional-config``.
+
+``--additional-config '{"megacontext": {"window": 1024}}'`` or, dotted, ``--additional-config.megacontext.window 1024``,
+or ``vllm.LLM(..., additional_config={"megacontext": {"window": 1024}})``. An empty object takes every default.
+"""
+
+import difflib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from megacontext_vllm.errors import ConfigError
+from megacontext_vllm.tree.nodes import BLOCK
+
+SECTION = "megacontext"
+
+
+def default_store() -> Path:
+    """Where trees live unless ``store`` says otherwise: ``$MEGACONTEXT_CACHE/store`` or ``~/.cache/megacontext/store``."""
+    cache = os.environ.get("MEGACONTEXT_CACHE")
+    return (Path(cache) if cache else Path.home() / ".cache" / "megacontext") / "store"
+
+
+class MegaContextConfig(BaseModel):
+    """Settings of one engine. Sizes are in tokens, or in Working Context entries where the text says so."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    window: int | None = Field(
+        default=None,
+        ge=4 * BLOCK,
+        description="Working Context budget in entries. Default: max_model_len - output_reserve.",
+    )
+    output_reserve: int | None = Field(
+        default=None,
+        ge=1,
+        description="Positions of max_model_len kept free for the answer. Default: a quarter of max_model_len, at most 1,024.",
+    )
+    history_limit: int = Field(
+        default=1 << 24, ge=1, description="Longest history accepted; reported as max_model_len by /v1/models."
+    )
+    store: Path = Field(default_factory=default_store, description="Folder of the trees and their index.")
+    head_tokens: int = Field(default=64, ge=0, description="First tokens pinned raw (system prompt, template).")
+    tail_tokens: int = Field(
+        default=128, ge=1, description="Last tokens pinned raw. A longer question is pinned from its start."
+    )
+    lens: Literal["lexical"] = Field(default="lexical", description="What scores where detail is needed.")
+    gap_marker: str = Field(default="\n[...]\n", description="Text shown in place of a hidden span.")
+    gist_net: str | None = Field(
+        default=None,
+        description=(
+            "GistNet weights. None: no trained GistNet, so that unexpanded spans are hidden behind the gap marker. "
+            "'random:SEED': an untrained net for tests; it turns the model's output into noise."
+        ),
+    )
+    gist_tokens_per_step: int = Field(
+        default=8192,
+        ge=BLOCK,
+        description="Tokens under the nodes that one engine step makes gists of: bounds what others wait for an ingest.",
+    )
+    gist_pool_pages: int | None = Field(
+        default=None, ge=1, description="Pages of 32 gists beside the KV cache. Default: what one step can need at most."
+    )
+    traces_kept: int = Field(default=256, ge=1, description="Focus traces kept per namespace (megacontext_trace).")
+
+    def window_for(self, max_model_len: int) -> int:
+        """The Working Context budget in entries for an engine of ``max_model_len`` positions.
+
+        Raises ConfigError if window and output reserve do not fit into max_model_len.
+        """
+        reserve = self.output_reserve
+        if self.window is not None:
+            if self.window + (reserve or 1) > max_model_len:
+                raise ConfigError(
+                    f"megacontext.window={self.window} plus an output reserve of {reserve or 1} exceeds "
+                    f"max_model_len={max_model_len}: lower the window or raise --max-model-len."
+                )
+            return self.window
+        if reserve is None:
+            reserve = min(1024, max_model_len // 4)
+        if max_model_len - reserve < 4 * BLOCK:
+            raise ConfigError(
+                f"max_model_len={max_model_len} leaves {max_model_len - reserve} entries beside an output reserve of "
+                f"{reserve}; MegaContext needs at least {4 * BLOCK}: raise --max-model-len or lower output_reserve."
+            )
+        return max_model_len - reserve
+
+
+def parse_config(section: Mapping[str, Any]) -> MegaContextConfig:
+    """Validate the ``megacontext`` section of the additional config.
+
+    Raises ConfigError that names the setting, and for an unknown key the closest known one.
+    """
+    if not isinstance(section, Mapping):
+        raise ConfigError(f"additional_config['{SECTION}'] must be an object of settings, not {section!r}.")
+    known = list(MegaContextConfig.model_fields)
+    for key in section:
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=1)
+            hint = f" Did you mean '{close[0]}'?" if close else f" Known settings: {', '.join(known)}."
+            raise ConfigError(f"Unknown setting '{key}' in additional_config['{SECTION}'].{hint}")
+    try:
+        return MegaContextConfig.model_validate(dict(section))
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(map(str, e['loc'])) or SECTION}: {e['msg']} (got {e['input']!r})" for e in error.errors()
+        )
+        raise ConfigError(f"additional_config['{SECTION}']: {problems}") from error

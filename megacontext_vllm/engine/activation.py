@@ -1,0 +1,152 @@
+"""How the plugin is asked for, and what it then sets in vLLM's configuration."""
+
+import argparse
+import os
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from typing import Any
+
+from megacontext_vllm.config import SECTION, parse_config
+from megacontext_vllm.engine.patches import Patch
+from megacontext_vllm.engine.versions import check_version
+from megacontext_vllm.errors import ConfigError, UnsupportedEngineError
+
+PLUGIN = "megacontext"
+PLUGIN_GROUPS = (
+    "vllm.general_plugins",
+    "vllm.platform_plugins",
+    "vllm.io_processor_plugins",
+    "vllm.stat_logger_plugins",
+)
+WORKERS = {
+    "vllm.v1.worker.cpu_worker.CPUWorker": "megacontext_vllm.engine.cpu_worker.MegaContextCPUWorker",
+    "vllm.v1.worker.gpu_worker.Worker": "megacontext_vllm.engine.worker.MegaContextGPUWorker",
+}
+SCHEDULERS = {
+    False: "megacontext_vllm.engine.scheduler.MegaContextScheduler",
+    True: "megacontext_vllm.engine.scheduler.MegaContextAsyncScheduler",
+}
+
+
+def _asked_for_by_environment() -> bool:
+    return PLUGIN in os.environ.get("VLLM_PLUGINS", "").split(",")
+
+
+def _allow_endpoints() -> None:
+    """Let vLLM load our HTTP routes, which it only does for plugins named in VLLM_PLUGINS.
+
+    That variable is also the allow-list of every other plugin group, so where it was unset all that would have been
+    loaded is named.
+    """
+    if "VLLM_PLUGINS" in os.environ:
+        names = os.environ["VLLM_PLUGINS"].split(",")
+        if PLUGIN not in names:
+            os.environ["VLLM_PLUGINS"] = ",".join([*names, PLUGIN])
+        return
+    installed = {point.name for group in PLUGIN_GROUPS for point in entry_points(group=group)}
+    os.environ["VLLM_PLUGINS"] = ",".join(sorted(installed | {PLUGIN}))
+
+
+def _wrap_add_cli_args(original: Callable[..., Any]) -> Callable[..., Any]:
+    def add_cli_args(parser: Any) -> Any:
+        parser = original(parser)
+        group = parser.add_argument_group(
+            title="MegaContext",
+            description="An unbounded history for a frozen model. Settings: --additional-config.megacontext.NAME VALUE.",
+        )
+        group.add_argument(
+            "--plugin",
+            choices=[PLUGIN],
+            help="'megacontext': serve histories of millions of tokens with this model's own window; over-long "
+            "requests are stored in a tree and the model is shown a Working Context of them.",
+        )
+        return parser
+
+    return add_cli_args
+
+
+def _wrap_from_cli_args(original: Callable[..., Any]) -> Callable[..., Any]:
+    def from_cli_args(cls: Any, args: argparse.Namespace) -> Any:
+        engine_args = original(cls, args)
+        if getattr(args, "plugin", None) == PLUGIN:
+            engine_args.additional_config = {SECTION: {}, **(engine_args.additional_config or {})}
+        return engine_args
+
+    return from_cli_args
+
+
+def _wrap_create_engine_config(original: Callable[..., Any]) -> Callable[..., Any]:
+    def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> Any:
+        section = (self.additional_config or {}).get(SECTION)
+        if section is None and not _asked_for_by_environment():
+            return original(self, *args, **kwargs)
+        check_version()
+        settings = parse_config(section or {})
+        self.additional_config = {**(self.additional_config or {}), SECTION: dict(section or {})}
+        if self.scheduler_cls is not None:
+            raise ConfigError(
+                f"MegaContext brings its own scheduler; leave out --scheduler-cls ({self.scheduler_cls})."
+            )
+        config = original(self, *args, **kwargs)
+        _take_over(config)
+        settings.window_for(config.model_config.max_model_len)  # fail now rather than in the engine process
+        _allow_endpoints()
+        return config
+
+    return create_engine_config
+
+
+def _take_over(config: Any) -> None:
+    """Set scheduler and worker in a finished vLLM configuration; refuse what was not built for."""
+    parallel, model = config.parallel_config, config.model_config
+    if os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING", "1") == "0":
+        raise UnsupportedEngineError(
+            "MegaContext needs the engine core in a process of its own: unset VLLM_ENABLE_V1_MULTIPROCESSING=0."
+        )
+    if model.skip_tokenizer_init:
+        raise UnsupportedEngineError("MegaContext needs the tokenizer: leave out --skip-tokenizer-init.")
+    refused = {
+        "--enable-dbo (micro-batching)": getattr(parallel, "enable_dbo", False),
+        "--decode-context-parallel-size": parallel.decode_context_parallel_size > 1,
+        "--prefill-context-parallel-size": parallel.prefill_context_parallel_size > 1,
+        "an encoder-decoder model": model.is_encoder_decoder,
+    }
+    for feature, used in refused.items():
+        if used:
+            raise UnsupportedEngineError(f"MegaContext does not work with {feature} yet; leave it out.")
+    if model.runner_type != "generate":
+        return  # a pooling model reads its whole input; there is nothing to add
+    if parallel.worker_cls not in WORKERS:
+        raise UnsupportedEngineError(
+            f"MegaContext knows vLLM's CPU and GPU workers, not {parallel.worker_cls}: run on one of these platforms."
+        )
+    parallel.worker_cls = WORKERS[parallel.worker_cls]
+    config.scheduler_config.scheduler_cls = SCHEDULERS[bool(config.scheduler_config.async_scheduling)]
+
+
+def is_active(config: Any) -> bool:
+    """Whether a vLLM configuration was taken over."""
+    return config.scheduler_config.scheduler_cls in SCHEDULERS.values()
+
+
+PATCHES = (
+    Patch(
+        target="vllm.engine.arg_utils:EngineArgs.add_cli_args",
+        why="the --plugin flag, also in `vllm serve --help`",
+        until="vLLM lets plugins declare command-line arguments",
+        replace=_wrap_add_cli_args,
+    ),
+    Patch(
+        target="vllm.engine.arg_utils:EngineArgs.from_cli_args",
+        why="carries --plugin into additional_config, the one place that reaches every process",
+        until="vLLM lets plugins declare command-line arguments",
+        replace=_wrap_from_cli_args,
+    ),
+    Patch(
+        target="vllm.engine.arg_utils:EngineArgs.create_engine_config",
+        why="sets the scheduler and worker classes on a finished configuration, where async scheduling and the "
+        "platform's worker are known",
+        until="vLLM lets a general plugin edit VllmConfig (as platform plugins can)",
+        replace=_wrap_create_engine_config,
+    ),
+)

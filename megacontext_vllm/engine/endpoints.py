@@ -1,0 +1,52 @@
+"""Our HTTP routes: what a response was shown."""
+
+from argparse import Namespace
+from typing import Any
+
+from fastapi import APIRouter, FastAPI, HTTPException, Request
+from starlette.datastructures import State
+
+from megacontext_vllm.config import SECTION, parse_config
+from megacontext_vllm.engine.activation import is_active
+from megacontext_vllm.engine.traces import read_trace
+from megacontext_vllm.tree.library import namespace_of
+
+router = APIRouter(prefix="/v1/megacontext", tags=["MegaContext"])
+
+
+@router.get("/focus/{response_id}")
+async def focus(response_id: str, request: Request, cache_salt: str | None = None) -> dict[str, Any]:
+    """The Working Context of a response that was asked for with ``vllm_xargs: {"megacontext_trace": true}``.
+
+    ``cache_salt`` must be the one the request was sent with: traces of other namespaces are not found.
+    """
+    settings = request.app.state.megacontext_settings
+    if settings is None:
+        raise HTTPException(503, "This server was not started with --plugin megacontext.")
+    trace = read_trace(settings.store, namespace_of(cache_salt), response_id)
+    if trace is None:
+        raise HTTPException(
+            404,
+            "No focus trace of that response here: it fitted the window, was sent without megacontext_trace, is too "
+            "old, or belongs to another cache_salt.",
+        )
+    return trace
+
+
+class MegaContextEndpoints:
+    """vLLM's EndpointPlugin protocol."""
+
+    name = "megacontext"
+    required_tasks = ("generate",)
+
+    def attach_router(self, app: FastAPI) -> None:
+        app.include_router(router)
+
+    async def init_state(self, engine_client: Any, state: State, args: Namespace) -> None:
+        config = getattr(engine_client, "vllm_config", None)
+        active = config is not None and is_active(config)
+        state.megacontext_settings = parse_config(config.additional_config[SECTION]) if active else None
+
+
+def endpoint_plugin() -> MegaContextEndpoints:
+    return MegaContextEndpoints()

@@ -1,0 +1,77 @@
+"""The front end's part: the length limit is lifted, and what cannot work is refused with HTTP 400 before the engine."""
+
+from collections.abc import Callable
+from typing import Any
+
+from vllm.exceptions import VLLMValidationError
+
+from megacontext_vllm.config import SECTION, parse_config
+from megacontext_vllm.engine.activation import is_active
+from megacontext_vllm.engine.patches import Patch
+from megacontext_vllm.engine.request_options import RequestOptions, fits, unsupported_reason
+from megacontext_vllm.errors import RequestError
+
+# The engine's own max_model_len, left on the front end's configuration when the limit is lifted.
+ENGINE_LENGTH = "megacontext_engine_max_model_len"
+
+
+def _wrap_apply_ready_response(original: Callable[..., Any]) -> Callable[..., Any]:
+    def _apply_ready_response(self: Any, payload: bytes) -> None:
+        original(self, payload)
+        if not is_active(self.vllm_config):
+            return
+        model_config = self.vllm_config.model_config
+        # Answers of several engines arrive one after the other; each resets the length to the engine's.
+        object.__setattr__(model_config, ENGINE_LENGTH, model_config.max_model_len)
+        settings = parse_config(self.vllm_config.additional_config[SECTION])
+        model_config.max_model_len = max(settings.history_limit, model_config.max_model_len)
+
+    return _apply_ready_response
+
+
+def _wrap_process_inputs(original: Callable[..., Any]) -> Callable[..., Any]:
+    def process_inputs(self: Any, *args: Any, **kwargs: Any) -> Any:
+        request = original(self, *args, **kwargs)
+        if is_active(self.vllm_config):
+            check_request(self.vllm_config, request)
+        return request
+
+    return process_inputs
+
+
+def check_request(vllm_config: Any, request: Any) -> None:
+    """Raise VLLMValidationError (HTTP 400) for a request that the engine could not serve."""
+    max_model_len = getattr(vllm_config.model_config, ENGINE_LENGTH)
+    settings = parse_config(vllm_config.additional_config[SECTION])
+    window = settings.window_for(max_model_len)
+    try:
+        options = RequestOptions.of(request.sampling_params, window)
+    except RequestError as error:
+        raise VLLMValidationError(str(error), parameter="vllm_xargs") from error
+    if fits(request, options, max_model_len):
+        return
+    reason = unsupported_reason(request)
+    if reason is not None:
+        length = len(request.prompt_token_ids or ())
+        raise VLLMValidationError(
+            f"This request has {length:,} prompt tokens and the model's window is {max_model_len:,}. A longer history "
+            f"is served from a Working Context, which cannot be done here: {reason}.",
+            parameter="prompt",
+            value=length,
+        )
+
+
+PATCHES = (
+    Patch(
+        target="vllm.v1.engine.core_client:MPClient._apply_ready_response",
+        why="lifts the front end's max_model_len to history_limit, once the engine's real one is known",
+        until="vLLM separates the longest accepted prompt from the engine's context length",
+        replace=_wrap_apply_ready_response,
+    ),
+    Patch(
+        target="vllm.v1.engine.input_processor:InputProcessor.process_inputs",
+        why="refuses, with 400, what cannot be served from a Working Context (prompt_logprobs, media, bad options)",
+        until="vLLM offers plugins a request validation hook (current_platform.validate_request has one per platform)",
+        replace=_wrap_process_inputs,
+    ),
+)

@@ -1,0 +1,103 @@
+"""The worker's side of the gist path: the pool of pages on the device, GistNet jobs, page fills, the span table."""
+
+import logging
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from megacontext_vllm.engine.embedding import GistEmbedding, SpanTable
+from megacontext_vllm.engine.step_work import GistJob, PageFill, StepWork
+from megacontext_vllm.errors import MegaContextError
+from megacontext_vllm.nets.gistnet import GistNet
+from megacontext_vllm.tree.level_file import Header, LevelReader, RowType, write_rows
+from megacontext_vllm.tree.nodes import BLOCK
+
+logger = logging.getLogger("vllm.megacontext")
+
+ROW_TYPES = {torch.float16: RowType.FLOAT16, torch.bfloat16: RowType.BFLOAT16, torch.float32: RowType.FLOAT32}
+
+
+def rows_to_tensor(rows: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
+    """Rows of a gist file as a tensor; bfloat16 rows arrive as their raw 16 bits."""
+    return torch.from_numpy(np.array(rows)).view(dtype)
+
+
+def tensor_to_rows(gists: torch.Tensor) -> np.ndarray:
+    """The inverse of :func:`rows_to_tensor`."""
+    host = gists.detach().cpu().contiguous()
+    return (host.view(torch.uint16) if host.dtype is torch.bfloat16 else host).numpy()
+
+
+class GistPool:
+    """Pages of gists on one device, and the work the scheduler asks for before each forward pass.
+
+    ``writes``: whether this rank is the one that writes gists to the tree's files.
+    """
+
+    def __init__(self, net: GistNet, embedding: GistEmbedding, pages: int, writes: bool) -> None:
+        weight = embedding.weight
+        if weight.dtype not in ROW_TYPES:
+            raise MegaContextError(f"Gists cannot be stored in the embedding's type {weight.dtype}.")
+        self.net = net.to(weight.device).eval()
+        self.embedding = embedding
+        self.dtype: torch.dtype = weight.dtype
+        self.device = weight.device
+        self.dim: int = embedding.embedding_dim
+        self.writes = writes
+        self.pages = torch.zeros(pages, BLOCK, self.dim, dtype=self.dtype, device=self.device)
+        self.spans: SpanTable | None = None
+        self._shown = torch.empty(0, dtype=torch.int64, device=self.device)
+
+    def bind(self, num_slots: int, layer: str) -> SpanTable:
+        """Make the span table once the size of the KV cache is known."""
+        table = torch.full((num_slots,), -1, dtype=torch.int32, device=self.device)
+        self.spans = SpanTable(self.pages, table, layer)
+        return self.spans
+
+    @torch.inference_mode()
+    def run(self, work: StepWork | None) -> None:
+        """Do one step's work. Called before every forward pass, also with nothing to do: it clears the last step."""
+        spans = self.spans
+        assert spans is not None, "a step before the KV cache exists"
+        if len(self._shown):
+            spans.table[self._shown] = -1
+            self._shown = self._shown[:0]
+        spans.active = False
+        if work is None:
+            return
+        for job in work.jobs:
+            self._make_gists(job, work.model_fingerprint)
+        for fill in work.fills:
+            self._fill(fill)
+        if len(work.slots):
+            self._shown = torch.from_numpy(work.slots).to(self.device)
+            spans.table[self._shown] = torch.from_numpy(work.rows).to(self.device)
+            spans.active = True
+
+    def _make_gists(self, job: GistJob, model_fingerprint: bytes) -> None:
+        if job.tokens is not None:
+            # Every rank takes part: the look-up is collective where the embedding is sharded.
+            ids = torch.from_numpy(job.tokens.astype(np.int64)).to(self.device)
+            children = self.embedding.look_up(ids.reshape(-1)).view(*ids.shape, self.dim)
+        if not self.writes:
+            return
+        try:
+            if job.tokens is None:
+                with closing(LevelReader(Path(job.tree_path) / f"LOD{job.level - 1}.ctx")) as reader:
+                    rows = reader.rows(job.start * BLOCK, job.stop * BLOCK)
+                    children = rows_to_tensor(rows, self.dtype).to(self.device).view(-1, BLOCK, self.dim)
+            gists = self.net(children.float(), job.level).to(self.dtype)
+            header = Header(
+                job.level, ROW_TYPES[self.dtype], self.dim, 0, model_fingerprint, self.net.fingerprint
+            )
+            write_rows(Path(job.tree_path) / f"LOD{job.level}.ctx", header, job.start, tensor_to_rows(gists))
+        except (MegaContextError, OSError) as error:
+            # Not committed; the scheduler sees the count stand still, tries again and then does without gists.
+            logger.error("MegaContext could not write gists of level %d: %s", job.level, error)
+
+    def _fill(self, fill: PageFill) -> None:
+        with closing(LevelReader(Path(fill.path))) as reader:
+            rows = rows_to_tensor(reader.rows(fill.start, fill.stop), self.dtype)
+        self.pages[fill.page, fill.offset : fill.offset + len(rows)] = rows.to(self.device)

@@ -1,0 +1,129 @@
+"""Making the gists of a tree, a bounded piece per engine step, until every complete node has one.
+
+The worker commits rows to the tree's files; this side only ever looks at the committed counts. A level's nodes are
+asked for once their children are committed, so that every rank can read them.
+"""
+
+from contextlib import closing
+from dataclasses import dataclass, field
+
+from megacontext_vllm.engine.step_work import GistJob
+from megacontext_vllm.tree.level_file import LevelReader
+from megacontext_vllm.tree.nodes import BLOCK, depth, num_nodes
+from megacontext_vllm.tree.tree import MegaContextTree
+
+TRIES = 3
+
+
+@dataclass
+class TreeIngest:
+    """Progress of one tree up to ``length`` tokens. ``asked[level]``: nodes asked of the worker so far."""
+
+    tree: MegaContextTree
+    length: int
+    asked: dict[int, int] = field(default_factory=dict)
+    committed: dict[int, int] = field(default_factory=dict)
+    failures: int = 0
+
+    def __post_init__(self) -> None:
+        self._read_counts()
+        self.asked = dict(self.committed)
+
+    def _read_counts(self) -> None:
+        self.committed = {level: self.tree.gist_count(level) for level in range(1, depth(self.length) + 1)}
+
+    def extend(self, length: int) -> None:
+        """The tree grew (or a longer history joined); make gists up to ``length`` tokens."""
+        if length > self.length:
+            self.length = length
+            for level in range(1, depth(length) + 1):
+                self.committed.setdefault(level, self.tree.gist_count(level))
+                self.asked.setdefault(level, self.committed[level])
+
+    def covers(self, length: int) -> bool:
+        """Whether every complete node below ``length`` tokens has its gist committed."""
+        return all(self.committed.get(n, 0) >= num_nodes(length, n) for n in range(1, depth(length) + 1))
+
+    @property
+    def failed(self) -> bool:
+        return self.failures >= TRIES
+
+    def next_jobs(self, tokens_allowed: int) -> list[GistJob]:
+        """Up to ``tokens_allowed // 32`` nodes to make next, lowest level first."""
+        jobs = []
+        nodes_allowed = tokens_allowed // BLOCK
+        for level in range(1, depth(self.length) + 1):
+            start = self.asked[level]
+            ready = num_nodes(self.length, level)
+            if level > 1:
+                ready = min(ready, self.committed[level - 1] // BLOCK)
+            stop = min(ready, start + nodes_allowed)
+            if stop <= start:
+                continue
+            tokens = None
+            if level == 1:
+                tokens = self.tree.tokens(start * BLOCK, stop * BLOCK).reshape(-1, BLOCK).copy()
+            jobs.append(GistJob(str(self.tree.path), level, start, stop, tokens))
+            self.asked[level] = stop
+            nodes_allowed -= stop - start
+        return jobs
+
+    def executed(self, job: GistJob) -> None:
+        """The step that carried ``job`` has run: see whether its rows are there, else ask again."""
+        committed = self.tree.gist_count(job.level)
+        self.committed[job.level] = committed
+        if committed < job.stop:
+            self.failures += 1
+            self.asked[job.level] = committed
+
+
+class Ingest:
+    """All trees whose gists are being made, in the order they came."""
+
+    def __init__(self, tokens_per_step: int, gist_fingerprint: bytes | None) -> None:
+        self._tokens_per_step = tokens_per_step
+        self._gist_fingerprint = gist_fingerprint
+        self._trees: dict[str, TreeIngest] = {}
+
+    def __len__(self) -> int:
+        return len(self._trees)
+
+    def watch(self, tree: MegaContextTree, length: int) -> TreeIngest:
+        """Start, or extend, making the gists of ``tree`` up to ``length`` tokens."""
+        key = str(tree.path)
+        if key in self._trees:
+            self._trees[key].extend(length)
+        else:
+            if self._stale(tree):
+                tree.drop_gists()  # made by another net; LOD0 is the truth and gists are made again from it
+            self._trees[key] = TreeIngest(tree, length)
+        return self._trees[key]
+
+    def _stale(self, tree: MegaContextTree) -> bool:
+        if tree.gist_count(1) == 0:
+            return False
+        with closing(LevelReader(tree.gist_path(1))) as reader:
+            return reader.header.gist_fingerprint != self._gist_fingerprint
+
+    def keep(self, wanted: set[str]) -> None:
+        """Forget every tree but those whose paths are ``wanted``."""
+        for path in self._trees.keys() - wanted:
+            del self._trees[path]
+
+    def next_jobs(self) -> list[GistJob]:
+        """Jobs for the step being scheduled; the bound holds over all trees together."""
+        jobs: list[GistJob] = []
+        allowed = self._tokens_per_step
+        for progress in self._trees.values():
+            new = progress.next_jobs(allowed)
+            jobs += new
+            allowed -= sum(job.stop - job.start for job in new) * BLOCK
+            if allowed < BLOCK:
+                break
+        return jobs
+
+    def executed(self, jobs: list[GistJob]) -> None:
+        for job in jobs:
+            progress = self._trees.get(job.tree_path)
+            if progress is not None:
+                progress.executed(job)

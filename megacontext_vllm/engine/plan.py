@@ -1,0 +1,177 @@
+"""From all tokens of a request to what the frozen model is shown: tree, query, scores, Working Context, prompt.
+
+Runs in a thread beside the engine loop; nothing here touches vLLM's state.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from megacontext_vllm.config import MegaContextConfig
+from megacontext_vllm.engine.content_ids import content_id
+from megacontext_vllm.focus.allocator import allocate
+from megacontext_vllm.focus.lexical import LexicalLens
+from megacontext_vllm.focus.query import Query, find_query
+from megacontext_vllm.focus.working_context import Entry, Kind, WorkingContext
+from megacontext_vllm.tree.library import TreeLibrary
+from megacontext_vllm.tree.tree import MegaContextTree
+
+Tokens = npt.NDArray[np.uint32]
+
+
+@dataclass(frozen=True)
+class PlanRequest:
+    """One request as the planner sees it. ``window``: Working Context budget in entries."""
+
+    request_id: str
+    namespace: str
+    prompt: Sequence[int]
+    window: int
+    trace: bool
+
+
+@dataclass
+class Plan:
+    """What a request is shown. All positions below are positions of the engine's prompt.
+
+    ``prompt``: ids for the scheduler, content ids in the places of gists; ``worker_prompt``: the same with the span's
+    first token there; ``gist_positions`` int64 [g], ``gist_nodes`` [(level, index)] of the gists.
+    """
+
+    tree: MegaContextTree
+    length: int
+    created: bool
+    reused: int
+    context: WorkingContext
+    prompt: list[int]
+    worker_prompt: list[int]
+    gist_positions: npt.NDArray[np.int64]
+    gist_nodes: list[tuple[int, int]]
+    seconds: dict[str, float] = field(default_factory=dict)
+    described: list[dict[str, object]] | None = None  # entries with their text, where a trace was asked for
+
+
+class Planner:
+    """Holds what planning needs for the life of the engine: library, lens, tokenizer facts."""
+
+    def __init__(
+        self,
+        settings: MegaContextConfig,
+        library: TreeLibrary,
+        lens: LexicalLens,
+        *,
+        special_ids: frozenset[int],
+        decode: Callable[[list[int]], str],
+        gap_ids: list[int],
+        gist_fingerprint: bytes | None,
+        model_fingerprint: bytes,
+    ) -> None:
+        self.settings = settings
+        self.library = library
+        self.lens = lens
+        self.special_ids = special_ids
+        self.decode = decode
+        self.gap_ids = gap_ids
+        self.gist_fingerprint = gist_fingerprint
+        self.model_fingerprint = model_fingerprint
+
+    def plan(self, request: PlanRequest, *, gists: bool) -> Plan:
+        """Store the history and choose its Working Context.
+
+        ``gists``: show unexpanded spans as gists; else hide them behind the gap marker. Raises StoreError where the
+        tree cannot be written and BudgetError where the pinned parts do not fit the window. The tree of the returned
+        plan is held; release it with ``library.release``.
+        """
+        seconds: dict[str, float] = {}
+        started = time.perf_counter()
+
+        def lap(name: str) -> None:
+            nonlocal started
+            now = time.perf_counter()
+            seconds[name] = now - started
+            started = now
+
+        tokens = np.array(request.prompt, dtype=np.uint32)
+        acquired = self.library.acquire(request.namespace, tokens)
+        lap("store")
+        try:
+            query = find_query(tokens, self.special_ids, self.decode)
+            utility = self.lens.score(tokens, query)
+            lap("score")
+            context = self._allocate(tokens, query, utility, request.window, gists)
+            lap("allocate")
+            plan = self._render(acquired.tree, tokens, context)
+            if request.trace:
+                plan.described = [self._describe(entry, tokens) for entry in context.entries]
+        except BaseException:
+            (self.library.discard if acquired.created else self.library.release)(acquired.tree)
+            raise
+        lap("render")
+        plan.created, plan.reused, plan.seconds = acquired.created, acquired.reused, seconds
+        return plan
+
+    def _allocate(
+        self, tokens: Tokens, query: Query, utility: npt.NDArray[np.float32], window: int, gists: bool
+    ) -> WorkingContext:
+        length = len(tokens)
+        # The asking part stays raw, but never at the price of all room for evidence.
+        asking = min(length - query.start, window // 2)
+        return allocate(
+            length,
+            window,
+            utility,
+            head=self.settings.head_tokens,
+            tail=max(self.settings.tail_tokens, asking),
+            gists=gists,
+            gap_cost=len(self.gap_ids),
+        )
+
+    def _render(self, tree: MegaContextTree, tokens: Tokens, context: WorkingContext) -> Plan:
+        prompt: list[int] = []
+        worker_prompt: list[int] = []
+        positions: list[int] = []
+        nodes: list[tuple[int, int]] = []
+        for entry in context.entries:
+            if entry.kind is Kind.RAW:
+                ids = tokens[entry.start : entry.end].tolist()
+            elif entry.kind is Kind.GAP:
+                ids = self.gap_ids
+            else:
+                assert self.gist_fingerprint is not None, "a gist is shown but no GistNet is loaded"
+                positions.append(len(prompt))
+                nodes.append((entry.level, entry.index))
+                under = tokens[entry.start : entry.end]
+                prompt.append(content_id(self.gist_fingerprint, entry.level, under))
+                worker_prompt.append(int(under[0]))
+                continue
+            prompt.extend(ids)
+            worker_prompt.extend(ids)
+        assert len(prompt) == len(worker_prompt) == context.cost <= context.window
+        return Plan(
+            tree=tree,
+            length=len(tokens),
+            created=False,
+            reused=0,
+            context=context,
+            prompt=prompt,
+            worker_prompt=worker_prompt,
+            gist_positions=np.array(positions, dtype=np.int64),
+            gist_nodes=nodes,
+        )
+
+    def _describe(self, entry: Entry, tokens: Tokens) -> dict[str, object]:
+        described: dict[str, object] = {
+            "kind": entry.kind.name.lower(),
+            "level": entry.level,
+            "index": entry.index,
+            "start": entry.start,
+            "end": entry.end,
+            "reason": entry.reason,
+            "score": round(float(entry.score), 4),
+        }
+        if entry.kind is Kind.RAW:
+            described["text"] = self.decode(tokens[entry.start : entry.end].tolist())
+        return described

@@ -1,0 +1,25 @@
+"""Entry point ``vllm.general_plugins``: runs in every vLLM process, any number of times.
+
+Installed but not asked for, it only adds the ``--plugin`` flag; see ``activation.py`` for how to ask.
+"""
+
+import os
+
+KILL_SWITCH = "MEGACONTEXT_DISABLE"
+
+
+def register() -> None:
+    """Put the patches in place. ``MEGACONTEXT_DISABLE=1`` leaves stock vLLM."""
+    if os.environ.get(KILL_SWITCH, "0") not in ("", "0"):
+        return
+    from megacontext_vllm.engine import activation, patches
+    from megacontext_vllm.engine.versions import is_tested, vllm_version
+
+    for patch in activation.PATCHES:
+        patches.apply(patch)
+    if not is_tested(vllm_version()):
+        return  # asking for the plugin is then refused, with the tested range; deeper names may not even exist
+    from megacontext_vllm.engine import core, front_end
+
+    for patch in (*front_end.PATCHES, *core.PATCHES):
+        patches.apply(patch)

@@ -1,0 +1,335 @@
+"""vLLM's scheduler, with histories: over-long requests are planned and ingested before they are admitted.
+
+A request that fits goes straight to vLLM. A longer one is held outside vLLM's queues while its plan is made in a
+thread and its gists in the workers; then its prompt is replaced by the Working Context and vLLM takes over. What
+vLLM then schedules is the stock path, but for two things done to each SchedulerOutput: ids that stand for gists are
+replaced before the workers see them, and the KV slots of these positions are attached.
+"""
+
+import logging
+import time
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from vllm.tokenizers import cached_tokenizer_from_config
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
+from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.request import Request, RequestStatus
+
+from megacontext_vllm.config import SECTION, parse_config
+from megacontext_vllm.engine.description import WORKERS_ATTRIBUTE
+from megacontext_vllm.engine.gist_pages import GistPages
+from megacontext_vllm.engine.ingest import Ingest, TreeIngest
+from megacontext_vllm.engine.plan import Plan, PlanRequest
+from megacontext_vllm.engine.request_options import RequestOptions, needs_working_context
+from megacontext_vllm.engine.step_work import ATTRIBUTE, StepWork
+from megacontext_vllm.engine.traces import write_trace
+from megacontext_vllm.engine.wiring import make_planner
+from megacontext_vllm.errors import MegaContextError
+from megacontext_vllm.tree.library import namespace_of
+
+logger = logging.getLogger("vllm.megacontext")
+
+# How long an idle engine loop sleeps for a plan; bounds what a request that arrives meanwhile waits.
+IDLE_WAIT_SECONDS = 0.002
+
+
+@dataclass
+class HeldRequest:
+    """A request that vLLM's queues do not know yet. ``gists``: show gists; turned off where making them failed."""
+
+    request: Request
+    plan_request: PlanRequest
+    gists: bool
+    future: Future[Plan]
+    plan: Plan | None = None
+    ingest: TreeIngest | None = None
+    held_since: float = 0.0
+
+
+class MegaContextScheduling:
+    """Mixin over vLLM's Scheduler; see the two classes at the end of this file."""
+
+    if TYPE_CHECKING:
+        requests: dict[str, Request]
+        finished_req_ids_dict: dict[int, set[str]] | None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        vllm_config = self.vllm_config  # type: ignore[attr-defined]
+        self.settings = parse_config(vllm_config.additional_config[SECTION])
+        self.window = self.settings.window_for(self.max_model_len)  # type: ignore[attr-defined]
+        workers = getattr(vllm_config, WORKERS_ATTRIBUTE)
+        tokenizer = cached_tokenizer_from_config(vllm_config.model_config)
+        self.planner = make_planner(self.settings, tokenizer, workers)
+        self.library = self.planner.library
+        self.gist_pages = GistPages(workers.pool_pages) if workers.gist_fingerprint else None
+        self.ingest = Ingest(self.settings.gist_tokens_per_step, workers.gist_fingerprint)
+        self.held: dict[str, HeldRequest] = {}
+        self.plans: dict[str, Plan] = {}
+        self._failed: list[Request] = []
+        self._threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="megacontext-plan")
+
+    # ---- requests in ----------------------------------------------------------------------------------------------
+
+    def add_request(self, request: Request) -> None:
+        options = RequestOptions.of(request.sampling_params, self.window)
+        if not needs_working_context(request, options, self.max_model_len):  # type: ignore[attr-defined]
+            super().add_request(request)  # type: ignore[misc]
+            return
+        assert request.request_id not in self.held, "duplicate request id"
+        assert request.prompt_token_ids is not None
+        plan_request = PlanRequest(
+            request.request_id,
+            namespace_of(request.cache_salt),
+            request.prompt_token_ids,
+            options.window,
+            options.trace,
+        )
+        gists = self.gist_pages is not None
+        future = self._threads.submit(self.planner.plan, plan_request, gists=gists)
+        self.held[request.request_id] = HeldRequest(
+            request, plan_request, gists, future, held_since=time.perf_counter()
+        )
+
+    def _advance_held(self) -> None:
+        """Move every held request as far as it can go: planned, ingested, admitted."""
+        for held in list(self.held.values()):
+            if held.plan is None:
+                if not held.future.done():
+                    continue
+                try:
+                    held.plan = held.future.result()
+                except Exception as error:
+                    self._fail(held, error)
+                    continue
+                if held.plan.gist_nodes:
+                    held.ingest = self.ingest.watch(held.plan.tree, held.plan.length)
+            if held.ingest is not None and not held.ingest.covers(held.plan.length):
+                if not held.ingest.failed:
+                    continue
+                self._plan_without_gists(held)
+                continue
+            self._admit(held)
+
+    def _plan_without_gists(self, held: HeldRequest) -> None:
+        assert held.plan is not None
+        logger.error(
+            "MegaContext: the gists of tree %s could not be made; request %s hides unexpanded spans instead.",
+            held.plan.tree.tree_id,
+            held.request.request_id,
+        )
+        tree = held.plan.tree
+        held.plan, held.ingest, held.gists = None, None, False
+        held.future = self._threads.submit(self.planner.plan, held.plan_request, gists=False)
+        self._release(tree)
+
+    def _admit(self, held: HeldRequest) -> None:
+        """Replace the prompt by the Working Context and hand the request to vLLM."""
+        request, plan = held.request, held.plan
+        assert plan is not None
+        del self.held[request.request_id]
+        request.prompt_token_ids = plan.prompt
+        request._all_token_ids[:] = plan.prompt
+        request.num_prompt_tokens = len(plan.prompt)
+        request.block_hashes.clear()
+        request.update_block_hashes()
+        self.plans[request.request_id] = plan
+        if held.plan_request.trace:
+            plan.seconds["held"] = time.perf_counter() - held.held_since
+            self._threads.submit(write_trace, self.settings, held.plan_request, plan)
+        super().add_request(request)  # type: ignore[misc]
+
+    def _fail(self, held: HeldRequest, error: Exception) -> None:
+        request = held.request
+        expected = isinstance(error, MegaContextError)
+        logger.error("MegaContext: request %s failed: %s", request.request_id, error, exc_info=not expected)
+        del self.held[request.request_id]
+        request.status = RequestStatus.FINISHED_ERROR
+        self._failed.append(request)
+
+    # ---- steps ----------------------------------------------------------------------------------------------------
+
+    def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
+        self._advance_held()
+        self._drop_idle_ingests()
+        jobs = self.ingest.next_jobs()
+        output: SchedulerOutput = super().schedule(throttle_prefills)  # type: ignore[misc]
+        work = StepWork(self.planner.model_fingerprint, jobs)
+        self._show_gists(output, work)
+        if work:
+            setattr(output, ATTRIBUTE, work)
+        elif self.held and not output.total_num_scheduled_tokens:
+            self._wait_for_a_plan()
+        return output
+
+    def _drop_idle_ingests(self) -> None:
+        """Stop making gists that no request waits for; what is missing is made when one does."""
+        wanted = {str(held.plan.tree.path) for held in self.held.values() if held.ingest is not None and held.plan}
+        self.ingest.keep(wanted)
+
+    def _wait_for_a_plan(self) -> None:
+        planning = [held.future for held in self.held.values() if held.plan is None]
+        if planning:
+            try:
+                planning[0].exception(timeout=IDLE_WAIT_SECONDS)
+            except TimeoutError:
+                pass
+
+    def _show_gists(self, output: SchedulerOutput, work: StepWork) -> None:
+        """Find the gist positions of this step, place their pages, and hide their ids from the workers."""
+        slots: list[np.ndarray] = []
+        wanted: list[tuple[str, int, int]] = []
+        committed: dict[str, int] = {}
+        for request_id, scheduled in output.num_scheduled_tokens.items():
+            plan = self.plans.get(request_id)
+            if plan is None or not plan.gist_nodes:
+                continue
+            stop = self.requests[request_id].num_computed_tokens
+            first, last = np.searchsorted(plan.gist_positions, (stop - scheduled, stop))
+            if first == last:
+                continue
+            slots.append(self._kv_slots(request_id, plan.gist_positions[first:last]))
+            for level, index in plan.gist_nodes[first:last]:
+                path = str(plan.tree.gist_path(level))
+                if path not in committed:
+                    committed[path] = plan.tree.gist_count(level)
+                wanted.append((path, index, committed[path]))
+        if wanted:
+            assert self.gist_pages is not None
+            rows, work.fills = self.gist_pages.place(wanted)
+            work.slots, work.rows = np.concatenate(slots), np.array(rows, dtype=np.int32)
+        self._sanitise(output)
+
+    def _kv_slots(self, request_id: str, positions: np.ndarray) -> np.ndarray:
+        group = self.kv_cache_config.kv_cache_groups[0]  # type: ignore[attr-defined]
+        size = group.kv_cache_spec.block_size
+        blocks = np.asarray(self.kv_cache_manager.get_block_ids(request_id)[0], np.int64)  # type: ignore[attr-defined]
+        return blocks[positions // size] * size + positions % size
+
+    def _sanitise(self, output: SchedulerOutput) -> None:
+        """Worker code indexes tables by prompt token: content ids would read or write out of bounds there."""
+        for new in output.scheduled_new_reqs:
+            plan = self._plan_with_gists(new.req_id)
+            if plan is not None:
+                new.prompt_token_ids = list(plan.worker_prompt)
+                if new.prefill_token_ids is not None:
+                    new.prefill_token_ids = plan.worker_prompt + list(new.prefill_token_ids[len(plan.prompt) :])
+        cached = output.scheduled_cached_reqs
+        for request_id, ids in cached.all_token_ids.items():
+            plan = self._plan_with_gists(request_id)
+            if plan is not None:
+                cached.all_token_ids[request_id] = plan.worker_prompt + list(ids[len(plan.prompt) :])
+        for i, new_ids in enumerate(cached.new_token_ids):
+            plan = self._plan_with_gists(cached.req_ids[i])
+            start = cached.num_computed_tokens[i]
+            if plan is not None and start < len(plan.prompt):
+                known = plan.worker_prompt[start : start + len(new_ids)]
+                cached.new_token_ids[i] = known + list(new_ids[len(known) :])
+
+    def _plan_with_gists(self, request_id: str) -> Plan | None:
+        plan = self.plans.get(request_id)
+        return plan if plan is not None and plan.gist_nodes else None
+
+    def update_from_output(
+        self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
+    ) -> dict[int, EngineCoreOutputs]:
+        outputs: dict[int, EngineCoreOutputs] = super().update_from_output(  # type: ignore[misc]
+            scheduler_output, model_runner_output
+        )
+        work: StepWork | None = getattr(scheduler_output, ATTRIBUTE, None)
+        if work is not None:
+            self.ingest.executed(work.jobs)
+        for request in self._failed:
+            self._note_finished(request)
+            answer = EngineCoreOutput(
+                request_id=request.request_id,
+                new_token_ids=[],
+                finish_reason=FinishReason.ERROR,
+                events=request.take_events(),
+                trace_headers=request.trace_headers,
+            )
+            if request.client_index not in outputs:
+                outputs[request.client_index] = EngineCoreOutputs(outputs=[])
+            outputs[request.client_index].outputs.append(answer)
+        self._failed.clear()
+        return outputs
+
+    # ---- requests out ---------------------------------------------------------------------------------------------
+
+    def finish_requests(
+        self, request_ids: str | Iterable[str] | None, finished_status: RequestStatus
+    ) -> list[Request]:
+        if isinstance(request_ids, str):
+            request_ids = [request_ids]
+        elif request_ids is not None:
+            request_ids = list(request_ids)
+        finished: list[Request] = super().finish_requests(request_ids, finished_status)  # type: ignore[misc]
+        for request_id in list(self.held) if request_ids is None else request_ids:
+            held = self.held.pop(request_id, None)
+            if held is None:
+                continue
+            held.request.status = finished_status
+            self._note_finished(held.request)
+            self._abandon(held)
+            finished.append(held.request)
+        return finished
+
+    def _note_finished(self, request: Request) -> None:
+        if self.finished_req_ids_dict is not None:
+            self.finished_req_ids_dict[request.client_index].add(request.request_id)
+
+    def _abandon(self, held: HeldRequest) -> None:
+        """The client went away before its request was admitted: leave nothing behind that it made."""
+
+        def give_up(future: Future[Plan]) -> None:
+            if future.cancelled() or future.exception() is not None:
+                return
+            plan = future.result()
+            self._release(plan.tree, discard=plan.created)
+
+        if held.future.cancel():
+            return
+        if held.plan is not None:
+            self._release(held.plan.tree, discard=held.plan.created)
+        else:
+            held.future.add_done_callback(give_up)
+
+    def _release(self, tree: Any, discard: bool = False) -> None:
+        """Let go of a plan's tree. Also called from the planning thread, for a plan that came too late."""
+        (self.library.discard if discard else self.library.release)(tree)
+
+    def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
+        plan = self.plans.pop(request.request_id, None)
+        if plan is not None:
+            self._release(plan.tree)
+        return super()._free_request(request, *args, **kwargs)  # type: ignore[misc]
+
+    def get_request_counts(self) -> tuple[int, int]:
+        running, waiting = super().get_request_counts()  # type: ignore[misc]
+        return running, waiting + len(self.held) + len(self._failed)
+
+    def shutdown(self) -> None:
+        self._threads.shutdown(wait=True, cancel_futures=True)
+        for held in self.held.values():
+            if held.plan is not None:
+                self.library.release(held.plan.tree)
+        for plan in self.plans.values():
+            self.library.release(plan.tree)
+        self.held.clear()
+        self.plans.clear()
+        super().shutdown()  # type: ignore[misc]
+
+
+class MegaContextScheduler(MegaContextScheduling, Scheduler):
+    """Over vLLM's synchronous scheduler."""
+
+
+class MegaContextAsyncScheduler(MegaContextScheduling, AsyncScheduler):
+    """Over vLLM's asynchronous scheduler."""

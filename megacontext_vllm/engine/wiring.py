@@ -1,0 +1,56 @@
+"""Put the planner together from what the engine core process knows: settings, tokenizer, workers."""
+
+import hashlib
+import logging
+from typing import Any
+
+from megacontext_vllm.config import MegaContextConfig
+from megacontext_vllm.engine.description import WorkerDescription
+from megacontext_vllm.engine.plan import Planner
+from megacontext_vllm.focus.lexical import LexicalLens
+from megacontext_vllm.tree.library import TreeLibrary
+
+logger = logging.getLogger("vllm.megacontext")
+
+
+def surface_strings(tokenizer: Any) -> list[str]:
+    """What each token id stands for in text, by id."""
+    size = max(tokenizer.get_vocab().values()) + 1
+    decoded: list[str] = tokenizer.batch_decode([[i] for i in range(size)])
+    return decoded
+
+
+def special_ids(tokenizer: Any) -> frozenset[int]:
+    """Ids of template and control tokens: they bound messages."""
+    ids = set(tokenizer.all_special_ids)
+    ids.update(i for i, token in getattr(tokenizer, "added_tokens_decoder", {}).items() if token.special)
+    return frozenset(ids)
+
+
+def model_fingerprint(tokenizer: Any, embedding_digest: bytes) -> bytes:
+    """16 bytes over the tokenizer's vocabulary and the embedding table."""
+    digest = hashlib.blake2b(embedding_digest, digest_size=16)
+    for token, token_id in sorted(tokenizer.get_vocab().items()):
+        digest.update(f"{token_id}\0{token}\0".encode("utf-8", "surrogatepass"))
+    return digest.digest()
+
+
+def make_planner(settings: MegaContextConfig, tokenizer: Any, workers: WorkerDescription) -> Planner:
+    if workers.gist_fingerprint is None:
+        logger.info(
+            "MegaContext: no trained GistNet for this model; unexpanded spans are hidden behind %r.",
+            settings.gap_marker,
+        )
+    elif not workers.gist_trained:
+        logger.warning("MegaContext: %s is untrained; its gists turn answers into noise.", settings.gist_net)
+    fingerprint = model_fingerprint(tokenizer, workers.embedding_digest)
+    return Planner(
+        settings,
+        TreeLibrary(settings.store, fingerprint),
+        LexicalLens(surface_strings(tokenizer)),
+        special_ids=special_ids(tokenizer),
+        decode=lambda ids: str(tokenizer.decode(ids)),
+        gap_ids=list(tokenizer.encode(settings.gap_marker, add_special_tokens=False)),
+        gist_fingerprint=workers.gist_fingerprint,
+        model_fingerprint=fingerprint,
+    )

@@ -1,0 +1,103 @@
+"""Worker subclasses: stock vLLM workers that also keep the gist pool and do gist work before each forward pass."""
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+import torch
+from vllm.config import VllmConfig
+from vllm.distributed.parallel_state import get_pp_group, get_tp_group
+from vllm.v1.kv_cache_interface import KVCacheConfig
+from vllm.v1.worker.gpu_worker import Worker
+
+from megacontext_vllm.config import SECTION, MegaContextConfig, parse_config
+from megacontext_vllm.engine.description import WorkerDescription
+from megacontext_vllm.engine.embedding import find_embedding, install_span_table, overlay_embedding
+from megacontext_vllm.engine.gist_pages import check_pool_size, pages_for_one_step
+from megacontext_vllm.engine.gist_pool import GistPool
+from megacontext_vllm.engine.step_work import ATTRIBUTE
+from megacontext_vllm.errors import UnsupportedEngineError
+from megacontext_vllm.nets.gistnet import load_gist_net
+
+FINGERPRINT_IDS = 64
+
+
+class MegaContextWorker:
+    """Mixin over a vLLM worker class; see ``MegaContextGPUWorker`` and ``MegaContextCPUWorker``."""
+
+    if TYPE_CHECKING:
+        vllm_config: VllmConfig
+        model_runner: Any
+
+    gist_pool: GistPool | None = None
+
+    @property
+    def _settings(self) -> MegaContextConfig:
+        return parse_config(self.vllm_config.additional_config[SECTION])
+
+    def load_model(self, *args: Any, **kwargs: Any) -> Any:
+        """Load the model, then the gist pool: before profiling, so that vLLM sizes its KV cache around it."""
+        result = super().load_model(*args, **kwargs)  # type: ignore[misc]
+        settings = self._settings
+        if settings.gist_net is None or not get_pp_group().is_first_rank:
+            return result
+        model_config, scheduling = self.vllm_config.model_config, self.vllm_config.scheduler_config
+        dim = model_config.get_hidden_size()
+        net = load_gist_net(settings.gist_net, dim)
+        layer = overlay_embedding(
+            find_embedding(self.model_runner.get_model(), model_config.get_vocab_size(), dim)
+        )
+        needed = pages_for_one_step(scheduling.max_num_batched_tokens, scheduling.max_num_seqs)
+        pages = settings.gist_pool_pages or needed
+        check_pool_size(pages, needed, page_bytes=32 * dim * layer.weight.element_size())
+        self.gist_pool = GistPool(net, layer, pages, writes=get_tp_group().rank_in_group == 0)
+        self._wrap_execute_model()
+        return result
+
+    def _wrap_execute_model(self) -> None:
+        # The runner's method, not the worker's: Ray's executor calls the former.
+        stock = self.model_runner.execute_model
+        pool = self.gist_pool
+        assert pool is not None
+
+        def execute_model(scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
+            pool.run(getattr(scheduler_output, ATTRIBUTE, None))
+            return stock(scheduler_output, *args, **kwargs)
+
+        self.model_runner.execute_model = execute_model
+
+    def initialize_from_config(self, kv_cache_config: KVCacheConfig) -> Any:
+        """Set up the KV cache, then the span table over its slots: before graphs are captured."""
+        result = super().initialize_from_config(kv_cache_config)  # type: ignore[misc]
+        if self.gist_pool is not None:
+            group = kv_cache_config.kv_cache_groups[0]
+            slots = kv_cache_config.num_blocks * group.kv_cache_spec.block_size
+            install_span_table(self.gist_pool.bind(slots, group.layer_names[0]))
+        return result
+
+    @torch.inference_mode()
+    def megacontext_describe(self) -> WorkerDescription:
+        """Remote-procedure call at start-up, on all ranks at once: the sampled look-up is collective."""
+        model = self.model_runner.get_model()
+        model_config = self.vllm_config.model_config
+        digest = b""
+        if get_pp_group().is_first_rank:
+            try:
+                layer = find_embedding(model, model_config.get_vocab_size(), model_config.get_hidden_size())
+            except UnsupportedEngineError:
+                # Without gists the tree holds token ids only, and the tokenizer tells these apart well enough.
+                return WorkerDescription(digest, None, False, 0)
+            ids = torch.linspace(0, model_config.get_vocab_size() - 1, FINGERPRINT_IDS).long()
+            rows = getattr(layer, "look_up", layer)(ids.to(self.model_runner.device))
+            bits = rows.to(torch.bfloat16).view(torch.uint16).cpu().numpy()
+            digest = hashlib.blake2b(bits.tobytes(), digest_size=16).digest()
+        pool = self.gist_pool
+        return WorkerDescription(
+            embedding_digest=digest,
+            gist_fingerprint=pool.net.fingerprint if pool else None,
+            gist_trained=pool.net.trained if pool else False,
+            pool_pages=pool.pages.shape[0] if pool else 0,
+        )
+
+
+class MegaContextGPUWorker(MegaContextWorker, Worker):
+    """For ``vllm.v1.worker.gpu_worker.Worker`` (CUDA and ROCm)."""

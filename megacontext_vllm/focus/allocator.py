@@ -1,0 +1,129 @@
+"""The Focus Allocator: utilities of blocks and a budget in, a Working Context out.
+
+Two ways to show what is not worth its raw tokens: as gists (``frontier.py``), or hidden behind gap markers
+(``retrieval.py``) where the served model has no trained GistNet. Here live what both share: the pinned head and tail,
+the budget errors, and the assembly of entries.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+from megacontext_vllm.errors import BudgetError
+from megacontext_vllm.focus.frontier import Forest, expand
+from megacontext_vllm.focus.retrieval import retrieve
+from megacontext_vllm.focus.working_context import Entry, Kind, WorkingContext
+from megacontext_vllm.tree.nodes import BLOCK, span
+
+
+def allocate(
+    length: int,
+    window: int,
+    utility: npt.NDArray[np.float32],
+    *,
+    head: int,
+    tail: int,
+    gists: bool,
+    gap_cost: int = 0,
+) -> WorkingContext:
+    """The Working Context of a history of ``length`` tokens within ``window`` entries.
+
+    utility     float [length // 32], finite: what each block is worth raw. Values <= 0 say "not because of this".
+    head, tail  tokens pinned raw at the start and the end, rounded outwards to whole blocks. The unfinished tail is
+                always raw.
+    gists       show the rest as gists; else hide it.
+    gap_cost    tokens of the marker that stands for a hidden run (only without gists).
+    raises      BudgetError if the pinned parts, with the least that can stand for the rest, exceed the window.
+
+    A history that fits the window is all raw. Deterministic: equal utilities go to the lower index, budget that no
+    utility asks for to the most recent blocks.
+    """
+    blocks = length // BLOCK
+    assert utility.shape == (blocks,), f"one utility per block: {utility.shape} for {blocks} blocks"
+    assert bool(np.isfinite(utility).all()), "utilities must be finite"
+    assert min(length, head, tail, gap_cost) >= 0, "counts of tokens"
+    first = min(-(-head // BLOCK), blocks)
+    stop = max(min((length - tail) // BLOCK, blocks), 0)
+    plan = _Plan(length, utility.astype(np.float32, copy=False), first, max(first, stop))
+    if length <= window:
+        plan.show(np.ones(blocks, dtype=np.bool_), np.ones(blocks, dtype=np.bool_))
+        return plan.finish(window)
+
+    stop = plan.stop
+    pinned = length - (stop - first) * BLOCK
+    spare = window - pinned
+    if gists:
+        forest = Forest.over(blocks, first, stop, BLOCK)
+        coarsest = sum(int(np.count_nonzero(mask)) for mask in forest.frontier(forest.nothing()))
+        _require(spare, coarsest, window, pinned, "gists")
+        expanded, recent = expand(forest, plan.utility, (spare - coarsest) // (BLOCK - 1))
+        plan.cover(forest.frontier(expanded))
+        shown = ~forest.inside[0] | expanded[0] if forest.inside else recent
+    else:
+        marker = gap_cost if first < stop else 0
+        _require(spare, marker, window, pinned, "tokens of a gap marker")
+        shown, recent = retrieve(plan.utility, first, stop, spare, gap_cost)
+        plan.hide(shown, gap_cost)
+    plan.show(shown, recent)
+    return plan.finish(window)
+
+
+def raw_utility(context: WorkingContext, utility: npt.NDArray[np.float32]) -> float:
+    """What ``allocate`` maximises: the sum of ``utility`` (float [length // 32]) over the whole blocks shown raw."""
+    raw = [entry.index for entry in context.entries if entry.kind is Kind.RAW and entry.index < len(utility)]
+    return float(utility[raw].sum(dtype=np.float64))
+
+
+def _require(spare: int, least: int, window: int, pinned: int, what: str) -> None:
+    if spare < least:
+        raise BudgetError(
+            f"The window of {window} entries cannot hold the pinned head and tail ({pinned} tokens in whole blocks) "
+            f"and the least that stands for the rest ({least} {what}): {pinned + least - window} entries too many. "
+            "Raise the window, or pin a shorter head or tail."
+        )
+
+
+class _Plan:
+    """Entries under construction; order does not matter until ``finish``."""
+
+    def __init__(self, length: int, utility: npt.NDArray[np.float32], first: int, stop: int) -> None:
+        self.length, self.utility, self.first, self.stop = length, utility, first, stop
+        self.entries: list[Entry] = []
+
+    def show(self, shown: npt.NDArray[np.bool_], recent: npt.NDArray[np.bool_]) -> None:
+        """Raw entries for the blocks ``shown`` (bool [blocks]) and for the unfinished tail."""
+        for block in np.flatnonzero(shown).tolist():
+            if block < self.first:
+                reason = "head"
+            elif block >= self.stop:
+                reason = "tail"
+            else:
+                reason = "recent" if recent[block] else "lens"
+            start = block * BLOCK
+            score = float(self.utility[block])
+            self.entries.append(Entry(Kind.RAW, 1, block, start, start + BLOCK, BLOCK, reason, score))
+        start = len(shown) * BLOCK
+        if start < self.length:
+            cost = self.length - start
+            self.entries.append(Entry(Kind.RAW, 1, len(shown), start, self.length, cost, "tail", 0.0))
+
+    def cover(self, frontier: list[npt.NDArray[np.bool_]]) -> None:
+        """Gists for the nodes of ``frontier`` (bool [nodes] per level)."""
+        best = self.utility
+        for i, mask in enumerate(frontier):
+            if i:
+                best = best[: len(mask) * BLOCK].reshape(len(mask), BLOCK).max(axis=1)
+            for node in np.flatnonzero(mask).tolist():
+                start, end = span(i + 1, node)
+                self.entries.append(Entry(Kind.GIST, i + 1, node, start, end, 1, "cover", float(best[node])))
+
+    def hide(self, shown: npt.NDArray[np.bool_], gap_cost: int) -> None:
+        """One gap per run of blocks that are not ``shown`` (bool [blocks])."""
+        edges = np.flatnonzero(np.diff(shown, prepend=True, append=True))
+        for first, stop in edges.reshape(-1, 2).tolist():
+            score = float(self.utility[first:stop].max())
+            self.entries.append(Entry(Kind.GAP, 1, first, first * BLOCK, stop * BLOCK, gap_cost, "gap", score))
+
+    def finish(self, window: int) -> WorkingContext:
+        """The checked Working Context."""
+        self.entries.sort(key=lambda entry: entry.start)
+        return WorkingContext(tuple(self.entries), self.length, window)

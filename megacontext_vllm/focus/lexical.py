@@ -1,0 +1,113 @@
+"""The lexical lens: which blocks share rare words with the question. No training, works with any model's tokens.
+
+BM25 (Robertson & Zaragoza 2009) over LOD1 blocks, with three additions that 32-token blocks need: words of neighbouring
+blocks count half (a fact and its subject often straddle a boundary), pairs of tokens that stand side by side in the
+question count as one more, rarer term (rare words are several tokens, numbers one token per digit), and a block
+inherits almost the score of its neighbours (the answer often stands beside the words of the question).
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from megacontext_vllm.focus.query import Query
+from megacontext_vllm.tree.nodes import BLOCK
+
+_K1 = 1.2  # BM25's saturation; its length normalisation (b) is moot, all blocks are equally long
+_NEIGHBOUR = 0.5
+_PAIR = 1.0
+_INHERIT = 0.95
+
+_STOP_WORDS = """
+    a about after all also am an and any are as at be been before being but by can could did do does doing done each
+    for from had has have having he her hers him his how i if in into is it its just like many may me might more most
+    much must my no nor not of on one only or other our out over own please she should so some such tell than that the
+    their them then there these they this those to too under until up upon us very was we were what when where which
+    while who whom whose why will with would you your
+    s t d ll re ve m don didn doesn isn wasn
+"""
+
+
+class LexicalLens:
+    """Scores blocks against a question. One per tokenizer; immutable, so threads may share it."""
+
+    def __init__(self, vocabulary: Sequence[str]) -> None:
+        """vocabulary: the decoded text of each token id, e.g. ``" code"``."""
+        stop_words = frozenset(_STOP_WORDS.split())
+        terms: dict[str, int] = {}
+        # One more row than there are tokens: ids beyond the vocabulary (padded heads, new markers) clip to it.
+        table = np.full(len(vocabulary) + 1, -1, dtype=np.int32)
+        for token, text in enumerate(vocabulary):
+            term = text.strip().casefold()
+            if any(map(str.isalnum, term)) and term not in stop_words:
+                table[token] = terms.setdefault(term, len(terms))
+        self._table = table
+
+    def score(self, tokens: npt.NDArray[np.uint32], query: Query) -> npt.NDArray[np.float32]:
+        """Utility of each full block for the question.
+
+        tokens   uint32 [N], the history; hits inside ``[query.start, query.end)`` do not count, the question is shown
+                 anyhow and would outshine its answers.
+        returns  float32 [N // 32] in [0, 1], the best block 1; all 0 if nothing matches.
+        """
+        blocks = len(tokens) // BLOCK
+        slots, weights, follows = self._slots(query)
+        total = np.zeros(blocks, dtype=np.float32)
+        if not len(weights) or not blocks:
+            return total
+        # Gather over the vocabulary first, so that the history is gathered once: token -> slot of the question or -1.
+        slot_of = np.full(int(self._table.max()) + 2, -1, dtype=np.int16)
+        slot_of[slots] = np.arange(len(slots), dtype=np.int16)
+        slot_of_token = slot_of[self._table]
+        hits = slot_of_token.take(tokens[: blocks * BLOCK], mode="clip")
+        hits[query.start : query.end] = -1
+        at = np.flatnonzero(hits >= 0)
+        slot = hits[at]
+        block = at // BLOCK
+
+        for i, weight in enumerate(weights):
+            total += weight * _term_score(block[slot == i], blocks)
+        together = at[1:] == at[:-1] + 1
+        for (i, j), weight in follows.items():
+            pair = together & (slot[:-1] == i) & (slot[1:] == j)
+            total += _PAIR * weight * _term_score(block[:-1][pair], blocks)
+
+        spread = total.copy()
+        np.maximum(spread[1:], _INHERIT * total[:-1], out=spread[1:])
+        np.maximum(spread[:-1], _INHERIT * total[1:], out=spread[:-1])
+        best = float(spread.max())
+        return spread / np.float32(best) if best > 0 else spread
+
+    def _slots(self, query: Query) -> tuple[npt.NDArray[np.int32], list[float], dict[tuple[int, int], float]]:
+        """Distinct terms of the question (int32 [slots]), their weights, and weights of its pairs of slots."""
+        terms = self._table.take(query.terms, mode="clip").tolist()
+        slot: dict[int, int] = {}
+        weights: list[float] = []
+        follows: dict[tuple[int, int], float] = {}
+        previous = -1
+        for term, weight in zip(terms, query.weights.tolist(), strict=True):
+            if term >= 0:
+                i = slot.setdefault(term, len(weights))
+                if i == len(weights):
+                    weights.append(weight)
+                weights[i] = max(weights[i], weight)
+                if previous >= 0:
+                    pair = (slot[previous], i)
+                    follows[pair] = max(follows.get(pair, 0.0), weight)
+            previous = term
+        return np.fromiter(slot, dtype=np.int32, count=len(slot)), weights, follows
+
+
+def _term_score(block: npt.NDArray[np.intp], blocks: int) -> npt.NDArray[np.float32]:
+    """idf x saturated frequency of one term; block: int [hits], the block of each hit. -> float32 [blocks]."""
+    count = np.bincount(block, minlength=blocks).astype(np.float32)
+    containing = int(np.count_nonzero(count))
+    if not containing:
+        return count
+    idf = np.float32(np.log(1 + (blocks - containing + 0.5) / (containing + 0.5)))
+    near = count.copy()
+    near[1:] += _NEIGHBOUR * count[:-1]
+    near[:-1] += _NEIGHBOUR * count[1:]
+    scored: npt.NDArray[np.float32] = idf * near * np.float32(_K1 + 1) / (near + np.float32(_K1))
+    return scored

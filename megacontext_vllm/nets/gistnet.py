@@ -1,0 +1,60 @@
+"""GistNet: 32 children (token embeddings or gists) to one gist."""
+
+import hashlib
+from abc import ABC, abstractmethod
+
+import torch
+
+from megacontext_vllm.errors import ConfigError
+
+BLOCK = 32
+
+
+class GistNet(torch.nn.Module, ABC):
+    """What every GistNet offers to the engine.
+
+    ``forward(children, level)``: ``[n, 32, d]`` float32 children of ``n`` nodes of ``level`` (LOD1: token embeddings,
+    above: gists of the level below) to ``[n, d]`` float32 gists in the model's input-embedding space.
+    """
+
+    trained: bool
+    fingerprint: bytes  # 16 bytes over the weights; equal fingerprints mean equal gists
+
+    @abstractmethod
+    def forward(self, children: torch.Tensor, level: int) -> torch.Tensor: ...
+
+
+class RandomGistNet(GistNet):
+    """A seeded, untrained net for tests of the gist path: every child, its place and the level matter to the result.
+
+    The output has the mean norm of the children, so that it is at the embedding's scale. Shown to a model it is noise.
+    """
+
+    trained = False
+
+    def __init__(self, dim: int, seed: int) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.register_buffer("place", torch.randn(BLOCK, generator=generator))
+        self.register_buffer("sign", torch.randint(0, 2, (dim,), generator=generator).float() * 2 - 1)
+        self.fingerprint = hashlib.blake2b(f"random:{dim}:{seed}".encode(), digest_size=16).digest()
+
+    def forward(self, children: torch.Tensor, level: int) -> torch.Tensor:
+        assert children.dim() == 3 and children.shape[1] == BLOCK, children.shape
+        mixed = torch.einsum("nkd,k->nd", children.float(), self.place.roll(level)) * self.sign
+        scale = children.float().norm(dim=-1).mean(dim=-1, keepdim=True)
+        return mixed / mixed.norm(dim=-1, keepdim=True).clamp_min(1e-12) * scale
+
+
+def load_gist_net(name: str, dim: int) -> GistNet:
+    """The GistNet that the configuration names, for a model of embedding width ``dim``.
+
+    Raises ConfigError for a name that is neither ``random:SEED`` nor known weights.
+    """
+    kind, _, seed = name.partition(":")
+    if kind == "random" and seed.isdigit():
+        return RandomGistNet(dim, int(seed))
+    raise ConfigError(
+        f"megacontext.gist_net={name!r}: this version ships no trained GistNet; leave it unset (unexpanded spans are "
+        "hidden) or use 'random:SEED' to test the gist path."
+    )

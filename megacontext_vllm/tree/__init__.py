@@ -1,0 +1,1 @@
+"""Storage: the MegaContext Tree on disk and the library that finds, forks and forgets trees. Knows no GPU."""
