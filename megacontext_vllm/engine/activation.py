@@ -28,8 +28,13 @@ SCHEDULERS = {
 }
 
 
+# The value of VLLM_PLUGINS that this module wrote: it asks for the routes of one engine, not for the next engine.
+_written: str | None = None
+
+
 def _asked_for_by_environment() -> bool:
-    return PLUGIN in os.environ.get("VLLM_PLUGINS", "").split(",")
+    names = os.environ.get("VLLM_PLUGINS", "")
+    return names != _written and PLUGIN in names.split(",")
 
 
 def _allow_endpoints() -> None:
@@ -38,13 +43,15 @@ def _allow_endpoints() -> None:
     That variable is also the allow-list of every other plugin group, so where it was unset all that would have been
     loaded is named.
     """
+    global _written
     if "VLLM_PLUGINS" in os.environ:
         names = os.environ["VLLM_PLUGINS"].split(",")
-        if PLUGIN not in names:
-            os.environ["VLLM_PLUGINS"] = ",".join([*names, PLUGIN])
+    else:
+        names = sorted({point.name for group in PLUGIN_GROUPS for point in entry_points(group=group)})
+    if PLUGIN in os.environ.get("VLLM_PLUGINS", "").split(","):
         return
-    installed = {point.name for group in PLUGIN_GROUPS for point in entry_points(group=group)}
-    os.environ["VLLM_PLUGINS"] = ",".join(sorted(installed | {PLUGIN}))
+    _written = ",".join([*(name for name in names if name != PLUGIN), PLUGIN])
+    os.environ["VLLM_PLUGINS"] = _written
 
 
 def _wrap_add_cli_args(original: Callable[..., Any]) -> Callable[..., Any]:

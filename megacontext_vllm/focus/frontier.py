@@ -92,9 +92,15 @@ def expand(forest: Forest, utility: npt.NDArray[np.float32], steps: int) -> tupl
         else:
             wanted, low = chosen, price
     # The next larger set does not fit as a whole (or there is no need for prices); part of it beats anything outside.
-    left = steps - _count(expanded)
-    left = _fill(forest, expanded, np.where(wanted[0], value, 0.0), left)
-    left = _fill(forest, expanded, value, left)
+    # The densest pieces first can leave a hole that the most valuable piece would have filled, hence three attempts.
+    attempts = []
+    for start, per_step in ((expanded, True), (expanded, False), (forest.nothing(), False)):
+        attempt = [mask.copy() for mask in start]
+        left = steps - _count(attempt)
+        left = _fill(forest, attempt, np.where(wanted[0], value, 0.0), left, per_step)
+        left = _fill(forest, attempt, value, left, per_step)
+        attempts.append((attempt, left))
+    expanded, left = max(attempts, key=lambda attempt: float(value[attempt[0][0]].sum()))
     before = expanded[0].copy()
     _fill_recent(forest, expanded, left)
     return expanded, expanded[0] & ~before
@@ -116,8 +122,8 @@ def _at_price(forest: Forest, value: Values, price: float) -> list[Mask]:
     return expanded
 
 
-def _fill(forest: Forest, expanded: list[Mask], value: Values, left: int) -> int:
-    """Expand the path to the block with the best value per missing expansion until nothing fits. -> steps left."""
+def _fill(forest: Forest, expanded: list[Mask], value: Values, left: int, per_step: bool) -> int:
+    """Expand the path to the best block, by value or by value per missing expansion, until nothing fits. -> left."""
     k = forest.branching
     best = [value]
     for i in range(1, len(forest.inside)):
@@ -126,7 +132,7 @@ def _fill(forest: Forest, expanded: list[Mask], value: Values, left: int) -> int
     heap: list[tuple[float, int, int, int]] = []
     for i, mask in enumerate(forest.frontier(expanded)):
         nodes = np.flatnonzero(mask & (best[i] > 0))
-        heap += [(-float(best[i][n]) / (i + 1), int(n) * k**i, i, int(n)) for n in nodes]
+        heap += [(-float(best[i][n]) / (i + 1 if per_step else 1), int(n) * k**i, i, int(n)) for n in nodes]
     heapq.heapify(heap)
     while heap and left:
         _, _, i, node = heapq.heappop(heap)
@@ -141,7 +147,7 @@ def _fill(forest: Forest, expanded: list[Mask], value: Values, left: int) -> int
             for child in np.flatnonzero(below > 0).tolist():
                 if child != winner:
                     at = node * k + child
-                    heapq.heappush(heap, (-float(below[child]) / (i + 1), at * k**i, i, at))
+                    heapq.heappush(heap, (-float(below[child]) / (i + 1 if per_step else 1), at * k**i, i, at))
             node = node * k + winner
             expanded[i][node] = True
     return left

@@ -19,6 +19,7 @@ _LOOK_IN = 1024
 # How many tokens are decoded one by one to find the last paragraph, and how long an opening instruction may be.
 _PARAGRAPH_LOOK = 256
 _OPENING_LOOK = 64
+_OPENING_PLAIN = 32  # without a question mark; a longer first line is the text itself, and would find itself
 _HEADER_TOKENS = 4
 _MIN_WORDS = 3
 _MINOR_WEIGHT = 0.25
@@ -80,10 +81,16 @@ def find_query(
         minor, major = major, minor
     elif not closing.whole:
         # The question ends a long paragraph: what stands before its sentence is rather document than question.
-        major[: closing.sentence - closing.start] = _MINOR_WEIGHT
-    minor[:] = _MINOR_WEIGHT
+        before = closing.sentence - closing.start
+        major[:before] = _minor_weight(before, len(major) - before)
+    minor[:] = _minor_weight(len(minor), len(major))
     terms = np.concatenate([opening, last]).astype(np.int64)
     return Query(terms, weights, closing.start, message.end)
+
+
+def _minor_weight(count: int, of: int) -> float:
+    """Weight of ``count`` terms beside a question of ``of`` terms: together they stay a fraction of the question."""
+    return _MINOR_WEIGHT * min(1.0, of / count) if count else 0.0
 
 
 def _is_document(closing: _Paragraph, message: _Message, first: str, last: str) -> bool:
@@ -111,15 +118,17 @@ def _last_message(tokens: npt.NDArray[np.uint32], special_ids: frozenset[int], d
         if start < end
     ]
     other: _Message | None = None
-    at_end = True  # nothing but blanks seen so far: a short run here is the generation prompt, whatever its role's name
+    scrap = _Message(len(tokens), len(tokens), True)
     for i in range(len(runs) - 1, -1, -1):
         start, end = runs[i]
         if end - start < _HEADER_TOKENS:
             text = _name(tokens[start:end], decode)
-            if not _has_word(text) or text in _ROLES or at_end:
-                at_end = at_end and not _has_word(text)
+            if not _has_word(text) or text in _ROLES:
                 continue
-        at_end = False
+            if end == len(tokens):
+                # Most likely the generation prompt of a role with a name of its own; the question if there is no other.
+                scrap = _Message(start, end, True)
+                continue
         opened = start > low or low == 0
         role, body = _role(tokens, start, end, decode)
         if not role and i and runs[i - 1][1] - runs[i - 1][0] < _HEADER_TOKENS:
@@ -130,7 +139,7 @@ def _last_message(tokens: npt.NDArray[np.uint32], special_ids: frozenset[int], d
         # An answer that is being continued asks nothing; a tool's result may.
         if role in _ROLES and role != "assistant" and other is None:
             other = message
-    return other or _Message(low, len(tokens), low == 0)
+    return other or scrap
 
 
 def _name(run: npt.NDArray[np.uint32], decode: Decode) -> str:
@@ -187,5 +196,6 @@ def _opening(
     for i, text in enumerate(texts):
         words += _has_word(text)
         if "\n" in text and words >= _MIN_WORDS:
-            return tokens[start : start + i + 1]
+            line = tokens[start : start + i + 1]
+            return line if len(line) <= _OPENING_PLAIN or "?" in decode(line.tolist()) else tokens[:0]
     return tokens[:0]

@@ -4,6 +4,7 @@ It is derived from the trees and only ever a hint: a stale row costs a look, a m
 damaged index is moved aside and rebuilt (``recovery.py``), and matches are always verified against the tokens.
 """
 
+import fcntl
 import logging
 import sqlite3
 import threading
@@ -50,16 +51,12 @@ class TreeIndex:
         self._model = model_fingerprint
         self._lock = threading.Lock()
         try:
-            self._connection = _connect(path)
-        except sqlite3.OperationalError as error:
+            # sqlite's busy timeout does not cover the switch to WAL, nor moving a damaged index: one process at a time.
+            with path.with_name(path.name + ".lock").open("w") as guard:
+                fcntl.flock(guard, fcntl.LOCK_EX)
+                self._connection = _connect_or_replace(path)
+        except (OSError, sqlite3.Error) as error:
             raise StoreError(f"cannot open the index {path}: {error}") from error
-        except sqlite3.DatabaseError as error:
-            logger.warning("the index %s is unreadable (%s); it is moved aside and rebuilt", path, error)
-            for suffix in ("", "-wal", "-shm"):
-                damaged = path.with_name(path.name + suffix)
-                if damaged.exists():
-                    damaged.replace(path.with_name(f"{path.name}.damaged{suffix}"))
-            self._connection = _connect(path)
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -138,6 +135,20 @@ class TreeIndex:
     def close(self) -> None:
         with self._lock:
             self._connection.close()
+
+
+def _connect_or_replace(path: Path) -> sqlite3.Connection:
+    try:
+        return _connect(path)
+    except sqlite3.OperationalError:  # no rights, disk full: the index itself may be sound
+        raise
+    except sqlite3.DatabaseError as error:
+        logger.warning("the index %s is unreadable (%s); it is moved aside and rebuilt", path, error)
+        for suffix in ("", "-wal", "-shm"):
+            damaged = path.with_name(path.name + suffix)
+            if damaged.exists():
+                damaged.replace(path.with_name(f"{path.name}.damaged{suffix}"))
+        return _connect(path)
 
 
 def _connect(path: Path) -> sqlite3.Connection:

@@ -254,9 +254,12 @@ class LevelReader:
         return np.ndarray(shape, self.header.dtype.numpy, buffer=data, offset=HEADER_BYTES)
 
     def refresh(self) -> int:
-        """Read the committed count from disk; returns it."""
+        """Read the committed count from disk; returns it. Raises CorruptTreeError when the header is gone."""
         assert self._fd >= 0, "closed"
-        self.count = int(_COUNT.unpack(os.pread(self._fd, _COUNT.size, _COUNT_OFFSET))[0])
+        data = os.pread(self._fd, _COUNT.size, _COUNT_OFFSET)
+        if len(data) < _COUNT.size:
+            raise CorruptTreeError(f"{self.path} was cut off within its header")
+        self.count = int(_COUNT.unpack(data)[0])
         return self.count
 
     def rows(self, start: int, stop: int) -> NDArray[Any]:

@@ -1,0 +1,93 @@
+import sqlite3
+import threading
+from pathlib import Path
+
+import pytest
+
+from megacontext_vllm.errors import StoreError
+from megacontext_vllm.tree.index import TreeIndex
+
+MODEL, OTHER_MODEL = bytes(16), bytes(range(16))
+CHAIN = [bytes([k]) * 16 for k in range(9)]
+
+
+@pytest.fixture
+def index(tmp_path: Path) -> TreeIndex:
+    return TreeIndex(tmp_path / "index.sqlite", MODEL)
+
+
+def test_deepest_anchor_for_every_chain_length(index: TreeIndex) -> None:
+    for stored in range(len(CHAIN) + 1):
+        index.record("default", "t", stored * 1024, 0.0, CHAIN[:stored])
+        for asked in range(len(CHAIN) + 1):
+            assert index.deepest("default", CHAIN[:asked]) == min(stored, asked)
+            assert index.deepest("abc", CHAIN[:asked]) == 0
+
+
+def test_candidates_are_the_last_used_first_and_limited(index: TreeIndex) -> None:
+    for name in ("a", "b", "c"):
+        index.record("default", name, 1024, 0.0, CHAIN[:1])
+    index.record("default", "a", 1024, 0.0)
+    assert index.with_anchor("default", CHAIN[0], 2) == ["a", "c"]
+    assert index.with_anchor("default", CHAIN[1], 2) == []
+
+
+def test_record_updates_and_remove_forgets(index: TreeIndex) -> None:
+    index.record("default", "a", 10, 5.0, CHAIN)
+    first = index.trees("default")[0]
+    index.record("default", "a", 20, 99.0)
+    second = index.trees("default")[0]
+    assert (second.tree_id, second.length, second.created) == ("a", 20, 5.0)
+    assert second.last_access >= first.last_access
+    index.remove("default", "b")
+    index.remove("abc", "a")
+    assert index.keys() == {("default", "a")}
+    index.remove("default", "a")
+    assert index.trees("default") == []
+    assert index.deepest("default", CHAIN) == 0
+
+
+def test_models_do_not_see_each_other(index: TreeIndex, tmp_path: Path) -> None:
+    other = TreeIndex(tmp_path / "index.sqlite", OTHER_MODEL)
+    index.record("default", "a", 1024, 0.0, CHAIN)
+    assert other.deepest("default", CHAIN) == 0
+    assert other.with_anchor("default", CHAIN[0], 9) == []
+    assert other.trees("default") == []
+    other.remove("default", "a")
+    assert index.deepest("default", CHAIN) == len(CHAIN)
+
+
+def test_threads_share_it(index: TreeIndex) -> None:
+    def work(name: str) -> None:
+        for _ in range(20):
+            index.record("default", name, 1024, 0.0, CHAIN)
+            assert index.deepest("default", CHAIN) == len(CHAIN)
+
+    threads = [threading.Thread(target=work, args=(str(n),)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(index.trees("default")) == 4
+
+
+def test_unreadable_index_is_moved_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "index.sqlite"
+    path.write_bytes(b"not a database at all" * 100)
+    index = TreeIndex(path, MODEL)
+    index.record("default", "a", 1, 0.0)
+    assert "moved aside" in caplog.text
+    assert (tmp_path / "index.sqlite.damaged").exists()
+    index.close()
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA user_version = 99")
+    connection.close()
+    assert TreeIndex(path, MODEL).trees("default") == []
+
+
+def test_failure_is_a_store_error(index: TreeIndex, tmp_path: Path) -> None:
+    index.close()
+    with pytest.raises(StoreError, match="index"):
+        index.trees("default")
+    with pytest.raises(StoreError, match="index"):
+        TreeIndex(tmp_path / "absent" / "index.sqlite", MODEL)
