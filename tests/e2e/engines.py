@@ -1,8 +1,10 @@
-"""What the end-to-end tests share: a handle on a running engine, sampling parameters."""
+"""What the end-to-end tests share: a handle on a running engine, sampling parameters, the expected answer."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from reference import Reference
 from vllm import LLM, SamplingParams
 
 from megacontext_vllm.engine.traces import read_trace
@@ -12,15 +14,17 @@ GIST_SEED = 7
 GAP = "\n[...]\n"
 
 
+@dataclass
 class Engine:
     """A vLLM engine and where its trees are."""
 
-    def __init__(self, llm: LLM, store: Path) -> None:
-        self.llm = llm
-        self.store = store
+    llm: LLM
+    store: Path
 
     def ask(self, prompts: list[Any], params: SamplingParams | list[SamplingParams]) -> list[Any]:
-        return self.llm.generate(prompts, params, use_tqdm=False)
+        """Token ids or vLLM prompt dicts to vLLM outputs, in order."""
+        wrapped = [prompt if isinstance(prompt, dict) else {"prompt_token_ids": prompt} for prompt in prompts]
+        return self.llm.generate(wrapped, params, use_tqdm=False)
 
     def trace(self, output: Any, cache_salt: str | None = None) -> dict[str, Any]:
         trace = read_trace(self.store, namespace_of(cache_salt), output.request_id)
@@ -33,7 +37,37 @@ class Engine:
     def metric(self, name: str) -> float:
         return sum(metric.value for metric in self.llm.get_metrics() if metric.name == name)
 
+    def shown(self, reference: Reference, tokens: list[int], output: Any, cache_salt: str | None = None) -> Any:
+        """The embeddings and ids that the model must have been shown, by the focus trace."""
+        trace = self.trace(output, cache_salt)
+        assert trace["history_tokens"] == len(tokens)
+        assert any(entry["kind"] == "gist" for entry in trace["entries"])
+        gap_ids = self.llm.get_tokenizer().encode(GAP, add_special_tokens=False)
+        embeddings, ids = reference.working_context(tokens, trace["entries"], gap_ids)
+        assert embeddings.shape[1] == trace["working_context"] <= trace["window"]
+        return embeddings, ids
+
+
+def start(model_dir: Path, store: Path, megacontext: dict[str, Any] | None, **arguments: Any) -> Engine:
+    """A small float32 engine; ``megacontext=None`` is stock vLLM."""
+    if megacontext is not None:
+        arguments["additional_config"] = {"megacontext": {"store": str(store), **megacontext}}
+    defaults = {
+        "model": str(model_dir),
+        "max_model_len": 1100,
+        "enforce_eager": True,
+        "dtype": "float32",
+        "block_size": 32,
+        "disable_log_stats": False,
+    }
+    return Engine(LLM(**{**defaults, **arguments}), store)
+
+
+def stop(engine: Engine) -> None:
+    engine.llm.llm_engine.engine_core.shutdown()
+
 
 def greedy(max_tokens: int, **changes: Any) -> SamplingParams:
-    extra = {"megacontext_trace": 1, **changes.pop("extra_args", {})}
-    return SamplingParams(max_tokens=max_tokens, temperature=0, ignore_eos=True, extra_args=extra, **changes)
+    """Deterministic sampling that traces its focus."""
+    changes = {"temperature": 0, "ignore_eos": True, **changes}
+    return SamplingParams(max_tokens=max_tokens, extra_args={"megacontext_trace": 1}, **changes)

@@ -1,0 +1,201 @@
+"""Ask a 135M model with a window of 2,048 about a document of more than 300,000 tokens, through a real vLLM server.
+
+``make demo`` prepares everything and runs this. The client is the ordinary ``openai`` package; nothing in it knows of
+MegaContext but the request for a focus trace, which shows what the model was shown.
+"""
+
+import argparse
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+from openai import OpenAI
+from rich.console import Console
+from rich.markup import escape
+from rich.panel import Panel
+from rich.table import Table
+
+CACHE = Path(os.environ.get("MEGACONTEXT_CACHE", Path.home() / ".cache" / "megacontext"))
+MODEL = CACHE / "models" / "SmolLM2-135M-Instruct"
+TEXT = CACHE / "texts" / "state_of_the_union.txt"
+BIN = Path(sys.executable).parent
+QUESTIONS = (
+    "What did Congress authorise the purchase of from the Choctaw tribe?",
+    "Which island did the steamer Virginius have to do with?",
+)
+MAX_MODEL_LEN = 2048
+WINDOW = 1024
+
+console = Console()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def server(model: Path, store: Path, log: Path, arguments: list[str]) -> Iterator[str]:
+    """``vllm serve MODEL --plugin megacontext`` until the end of the block. Yields its address.
+
+    Everything it started is ended, also when the demo is interrupted.
+    """
+    port = free_port()
+    command = [
+        *(str(BIN / "vllm"), "serve", str(model), "--plugin", "megacontext", "--served-model-name", "demo"),
+        *("--host", "127.0.0.1", "--port", str(port), "--max-model-len", str(MAX_MODEL_LEN)),
+        *("--max-num-seqs", "16", "--enforce-eager"),
+        *("--additional-config.megacontext.window", str(WINDOW)),
+        *("--additional-config.megacontext.store", str(store)),
+        *arguments,
+    ]
+    console.print(f"[bold]$ {escape(' '.join(command))}[/bold]", soft_wrap=True)
+    environment = {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", **os.environ}
+    with log.open("wb") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=out, env=environment, start_new_session=True)
+    try:
+        address = f"http://127.0.0.1:{port}"
+        wait_until_up(process, address, log)
+        yield address
+    finally:
+        end(process)
+
+
+def wait_until_up(process: subprocess.Popen[bytes], address: str, log: Path) -> None:
+    started = time.monotonic()
+    with console.status("") as status:
+        while True:
+            status.update(f"vLLM is starting … {time.monotonic() - started:.0f} s (log: {log})")
+            if process.poll() is not None:
+                tail = "\n".join(log.read_text(errors="replace").splitlines()[-30:])
+                raise SystemExit(f"The server ended with status {process.returncode}. The end of {log}:\n{tail}")
+            try:
+                if httpx.get(f"{address}/health", timeout=2).status_code == 200:
+                    break
+            except httpx.TransportError:
+                pass
+            time.sleep(0.5)
+    console.print(f"Server up after {time.monotonic() - started:.0f} s.")
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End the server and all of its processes; the session it was started in finds those that outlive it."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            pass
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    process.wait()
+
+
+def ask(client: OpenAI, document: str, question: str) -> tuple[str, float]:
+    """Stream one answer to the terminal. Returns the response's id and the first-token time in seconds."""
+    console.rule(f"[bold cyan]{escape(question)}")
+    started = time.monotonic()
+    first = 0.0
+    response_id = ""
+    usage: Any = None
+    stream = client.chat.completions.create(
+        model="demo",
+        messages=[{"role": "user", "content": f"{document}\n\n{question} Answer in one sentence."}],
+        max_tokens=80,
+        temperature=0,
+        stream=True,
+        stream_options={"include_usage": True},
+        extra_body={"vllm_xargs": {"megacontext_trace": 1}},
+    )
+    for chunk in stream:
+        response_id = chunk.id
+        usage = chunk.usage or usage
+        text = chunk.choices[0].delta.content if chunk.choices else None
+        if text:
+            first = first or time.monotonic() - started
+            console.print(text, end="", markup=False, highlight=False, soft_wrap=True)
+    total = time.monotonic() - started
+    console.print()
+    console.print(
+        f"[green]first token after {first:.2f} s[/green], {total:.1f} s in all; "
+        f"{usage.prompt_tokens:,} tokens of history, {usage.completion_tokens} tokens of answer"
+    )
+    return response_id, first
+
+
+def show_focus(address: str, response_id: str) -> None:
+    """What the model was shown of the document."""
+    trace = httpx.get(f"{address}/v1/megacontext/focus/{response_id}").raise_for_status().json()
+    seconds = trace["seconds"]
+    console.print(
+        f"The model saw {trace['working_context']:,} of {trace['history_tokens']:,} tokens "
+        f"({trace['working_context'] / trace['history_tokens']:.2%}); {trace['reused_tokens']:,} were already stored. "
+        f"Plan: {', '.join(f'{name} {value * 1000:.0f} ms' for name, value in seconds.items())}."
+    )
+    table = Table("tokens", "why", "score", "text", title="Focus", show_lines=False)
+    for span in runs(trace["entries"]):
+        text = " ".join(span["text"].split())
+        shown = text if len(text) <= 240 else f"{text[:150]} … {text[-80:]}"
+        table.add_row(f"{span['start']:,}-{span['end']:,}", span["reason"], f"{span['score']:.2f}", escape(shown))
+    console.print(table)
+
+
+def runs(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Raw entries that follow each other for the same reason, as one span with the best of their scores."""
+    spans: list[dict[str, Any]] = []
+    for entry in entries:
+        if entry["kind"] != "raw":
+            continue
+        last = spans[-1] if spans else None
+        if last and last["end"] == entry["start"] and last["reason"] == entry["reason"]:
+            last.update(
+                end=entry["end"], text=last["text"] + entry["text"], score=max(last["score"], entry["score"])
+            )
+        else:
+            spans.append(dict(entry))
+    return spans
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, default=MODEL, help="folder of the model to serve")
+    parser.add_argument("--document", type=Path, default=TEXT, help="plain text to ask about")
+    parser.add_argument("--question", action="append", help="may be given several times; default: two about the text")
+    parser.add_argument("--keep-store", type=Path, help="keep the trees in this folder instead of a temporary one")
+    options, server_arguments = parser.parse_known_args()
+    document = options.document.read_text(encoding="utf-8")
+    console.print(
+        Panel(
+            f"{options.document.name}: {len(document):,} characters. The engine's window: {MAX_MODEL_LEN:,} tokens, of "
+            f"which {WINDOW:,} show the history.",
+            title="MegaContext for vLLM",
+        )
+    )
+    with tempfile.TemporaryDirectory(prefix="megacontext-demo-") as folder:
+        store = options.keep_store or Path(folder) / "store"
+        with server(options.model, store, Path(folder) / "server.log", server_arguments) as address:
+            client = OpenAI(base_url=f"{address}/v1", api_key="none", timeout=600)
+            times = []
+            for question in options.question or QUESTIONS:
+                response_id, first = ask(client, document, question)
+                show_focus(address, response_id)
+                times.append(first)
+    console.rule()
+    console.print("First-token times: " + ", ".join(f"{seconds:.2f} s" for seconds in times))
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    main()
