@@ -29,8 +29,8 @@ MODEL = CACHE / "models" / "SmolLM2-135M-Instruct"
 TEXT = CACHE / "texts" / "state_of_the_union.txt"
 BIN = Path(sys.executable).parent
 QUESTIONS = (
-    "What did Congress authorise the purchase of from the Choctaw tribe?",
-    "Which island did the steamer Virginius have to do with?",
+    "Which lieutenant ascended the Mississippi to its source?",
+    "When was the steamboat Caroline destroyed by an expedition from Canada?",
 )
 MAX_MODEL_LEN = 2048
 WINDOW = 1024
@@ -112,7 +112,7 @@ def ask(client: OpenAI, document: str, question: str) -> tuple[str, float]:
     usage: Any = None
     stream = client.chat.completions.create(
         model="demo",
-        messages=[{"role": "user", "content": f"{document}\n\n{question} Answer in one sentence."}],
+        messages=[{"role": "user", "content": f"{document}\n\n{question}"}],
         max_tokens=80,
         temperature=0,
         stream=True,

@@ -19,7 +19,7 @@ SECTION = "megacontext"
 
 
 def default_store() -> Path:
-    """Where trees live unless ``store`` says otherwise: ``$MEGACONTEXT_CACHE/store`` or ``~/.cache/megacontext/store``."""
+    """Where trees live by default: ``$MEGACONTEXT_CACHE/store``, else ``~/.cache/megacontext/store``."""
     cache = os.environ.get("MEGACONTEXT_CACHE")
     return (Path(cache) if cache else Path.home() / ".cache" / "megacontext") / "store"
 
@@ -37,7 +37,7 @@ class MegaContextConfig(BaseModel):
     output_reserve: int | None = Field(
         default=None,
         ge=1,
-        description="Positions of max_model_len kept free for the answer. Default: a quarter of max_model_len, at most 1,024.",
+        description="Positions kept free for the answer. Default: a quarter of max_model_len, at most 1,024.",
     )
     history_limit: int = Field(
         default=1 << 24, ge=1, description="Longest history accepted; reported as max_model_len by /v1/models."
@@ -59,10 +59,12 @@ class MegaContextConfig(BaseModel):
     gist_tokens_per_step: int = Field(
         default=8192,
         ge=BLOCK,
-        description="Tokens under the nodes that one engine step makes gists of: bounds what others wait for an ingest.",
+        description="Tokens that one engine step makes gists of at most: bounds what others wait for an ingest.",
     )
     gist_pool_pages: int | None = Field(
-        default=None, ge=1, description="Pages of 32 gists beside the KV cache. Default: what one step can need at most."
+        default=None,
+        ge=1,
+        description="Pages of 32 gists beside the KV cache. Default: what one step can need at most.",
     )
     traces_kept: int = Field(default=256, ge=1, description="Focus traces kept per namespace (megacontext_trace).")
 

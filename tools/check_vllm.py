@@ -11,7 +11,7 @@ no GPU, no dependency of that vLLM and no matching Python is needed.
 What the table says of a name:
   same     where it was, with the signature it had. "body differs": read it, it may do something else now
   grown    only parameters or fields with a default were added: calls still work, overrides may have to take them too
-  changed  parameters, fields, a default, a type or a base value are different
+  changed  parameters, fields, defaults or types are different, or an interface has other methods
   moved    found, but defined somewhere else; a wrapped method must be in its class itself
   missing  not found anywhere
 
@@ -58,7 +58,7 @@ def read_ledger(engine: Path = ENGINE) -> dict[str, bool]:
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Patch":
                 names |= {ast.literal_eval(word.value): True for word in node.keywords if word.arg == "target"}
             elif isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "TOUCHED":
-                names = {name: False for name in ast.literal_eval(node.value)} | names
+                names = dict.fromkeys(ast.literal_eval(node.value), False) | names
     return names
 
 
@@ -66,7 +66,7 @@ def read_ledger(engine: Path = ENGINE) -> dict[str, bool]:
 
 
 class Source:
-    """The Python files of one vLLM. ``read``: the text of a file by its path (``vllm/a/b.py``), or None."""
+    """The Python files of one vLLM. ``read``: the text of a file by its path (``vllm/a/b.py``)."""
 
     def __init__(self, version: str, paths: Iterable[str], read: Callable[[str], str]) -> None:
         self.version = version
@@ -267,7 +267,14 @@ def field(node: ast.stmt) -> str:
 
 
 def constructor(source: Source, module: str, cls: ast.ClassDef) -> tuple[str, tuple[str, ...]]:
-    """What a class is constructed from: its ``__init__``, else its fields, those of its bases first."""
+    """What a class is constructed from: its ``__init__``, else its fields, those of its bases first.
+
+    Of an interface, its fields and the names of its methods: a new one has to be thought of.
+    """
+    if any(isinstance(base, ast.Name) and base.id in ("ABC", "Protocol") for base in cls.bases):
+        fields_and_methods = [field(node) for node in cls.body if isinstance(node, ast.AnnAssign)]
+        fields_and_methods += [f"def {node.name}" for node in cls.body if isinstance(node, Function)]
+        return "interface", tuple(fields_and_methods)
     line = list(ancestry(source, module, cls))
     for _, owner in line:
         found = member(owner, "__init__")
@@ -294,13 +301,11 @@ def describe(source: Source, target: str) -> Name | None:
     for name in rest:
         if not isinstance(node, ast.ClassDef):
             return None
-        for module, owner in ancestry(source, module, node):  # noqa: B020 - goes on from where it was found
-            inner = member(owner, name)
-            if inner is not None:
-                break
-        else:
+        owners = ((place, owner, member(owner, name)) for place, owner in ancestry(source, module, node))
+        hit = next((owner for owner in owners if owner[2] is not None), None)
+        if hit is None:
             return None
-        node, qualified = inner, f"{owner.name}.{name}"
+        module, node, qualified = hit[0], hit[2], f"{hit[1].name}.{name}"
     where = f"{module}:{qualified}"
     if isinstance(node, ast.ClassDef):
         return Name(where, *constructor(source, module, node))
@@ -350,7 +355,7 @@ def compare(targets: Iterable[str], old: Source, new: Source) -> list[Row]:
                 if after is not None:
                     break
             else:
-                rows.append(Row(target, "missing", (f"was {' · '.join(before.signature) or before.kind}",)))
+                rows.append(Row(target, "missing", (f"was {'; '.join(before.signature) or before.kind}",)))
                 continue
             notes = (f"cannot be imported from {target.partition(':')[0]} any more",)
         status, difference = signature_difference(before, after)

@@ -18,6 +18,8 @@ PLUGIN_GROUPS = (
     "vllm.io_processor_plugins",
     "vllm.stat_logger_plugins",
 )
+# vLLM takes being named in VLLM_PLUGINS as consent to download; nobody gave it.
+CONSENT_BY_NAME = {"lora_hf_hub_resolver"}
 WORKERS = {
     "vllm.v1.worker.cpu_worker.CPUWorker": "megacontext_vllm.engine.cpu_worker.MegaContextCPUWorker",
     "vllm.v1.worker.gpu_worker.Worker": "megacontext_vllm.engine.worker.MegaContextGPUWorker",
@@ -47,7 +49,8 @@ def _allow_endpoints() -> None:
     if "VLLM_PLUGINS" in os.environ:
         names = os.environ["VLLM_PLUGINS"].split(",")
     else:
-        names = sorted({point.name for group in PLUGIN_GROUPS for point in entry_points(group=group)})
+        installed = {point.name for group in PLUGIN_GROUPS for point in entry_points(group=group)}
+        names = sorted(installed - CONSENT_BY_NAME)
     if PLUGIN in os.environ.get("VLLM_PLUGINS", "").split(","):
         return
     _written = ",".join([*(name for name in names if name != PLUGIN), PLUGIN])
@@ -59,7 +62,7 @@ def _wrap_add_cli_args(original: Callable[..., Any]) -> Callable[..., Any]:
         parser = original(parser)
         group = parser.add_argument_group(
             title="MegaContext",
-            description="An unbounded history for a frozen model. Settings: --additional-config.megacontext.NAME VALUE.",
+            description="Histories beyond the window. Settings: --additional-config.megacontext.NAME VALUE.",
         )
         group.add_argument(
             "--plugin",
@@ -109,6 +112,10 @@ def _take_over(config: Any) -> None:
     if os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING", "1") == "0":
         raise UnsupportedEngineError(
             "MegaContext needs the engine core in a process of its own: unset VLLM_ENABLE_V1_MULTIPROCESSING=0."
+        )
+    if os.environ.get("VLLM_USE_RUST_FRONTEND", "0") not in ("", "0"):
+        raise UnsupportedEngineError(
+            "MegaContext lifts the length limit in vLLM's Python front end: unset VLLM_USE_RUST_FRONTEND."
         )
     if model.skip_tokenizer_init:
         raise UnsupportedEngineError("MegaContext needs the tokenizer: leave out --skip-tokenizer-init.")

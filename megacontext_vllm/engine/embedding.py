@@ -47,7 +47,9 @@ def _overlay(embeddings: torch.Tensor) -> torch.Tensor:
     mapping = get_forward_context().slot_mapping
     assert not isinstance(mapping, list), "micro-batching is refused at start"
     slots = mapping.get(spans.layer)
-    if slots is None:  # a profiling run before there is a KV cache
+    if slots is None:
+        # A profiling run before there is a KV cache; with gists to show it would mean wrong tokens in their places.
+        assert not spans.active, f"layer {spans.layer} has no slot mapping"
         return embeddings.clone()
     return span_gather(embeddings, spans.pages, spans.table, slots)
 

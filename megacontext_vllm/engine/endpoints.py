@@ -44,8 +44,10 @@ class MegaContextEndpoints:
 
     async def init_state(self, engine_client: Any, state: State, args: Namespace) -> None:
         config = getattr(engine_client, "vllm_config", None)
-        active = config is not None and is_active(config)
-        state.megacontext_settings = parse_config(config.additional_config[SECTION]) if active else None
+        if config is not None and is_active(config):
+            state.megacontext_settings = parse_config(config.additional_config[SECTION])
+        else:
+            state.megacontext_settings = None
 
 
 def endpoint_plugin() -> MegaContextEndpoints:

@@ -21,8 +21,9 @@ def _wrap_apply_ready_response(original: Callable[..., Any]) -> Callable[..., An
         if not is_active(self.vllm_config):
             return
         model_config = self.vllm_config.model_config
-        # Answers of several engines arrive one after the other; each resets the length to the engine's.
-        object.__setattr__(model_config, ENGINE_LENGTH, model_config.max_model_len)
+        # vLLM keeps the smallest length of all engines; behind a lifted limit that has to be remembered here.
+        smallest = min(model_config.max_model_len, getattr(model_config, ENGINE_LENGTH, model_config.max_model_len))
+        object.__setattr__(model_config, ENGINE_LENGTH, smallest)
         settings = parse_config(self.vllm_config.additional_config[SECTION])
         model_config.max_model_len = max(settings.history_limit, model_config.max_model_len)
 

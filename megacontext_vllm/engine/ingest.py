@@ -4,13 +4,17 @@ The worker commits rows to the tree's files; this side only ever looks at the co
 asked for once their children are committed, so that every rank can read them.
 """
 
+import logging
 from contextlib import closing
 from dataclasses import dataclass, field
 
 from megacontext_vllm.engine.step_work import GistJob
+from megacontext_vllm.errors import CorruptTreeError
 from megacontext_vllm.tree.level_file import LevelReader
 from megacontext_vllm.tree.nodes import BLOCK, depth, num_nodes
 from megacontext_vllm.tree.tree import MegaContextTree
+
+logger = logging.getLogger("vllm.megacontext")
 
 TRIES = 3
 
@@ -89,21 +93,34 @@ class Ingest:
         return len(self._trees)
 
     def watch(self, tree: MegaContextTree, length: int) -> TreeIngest:
-        """Start, or extend, making the gists of ``tree`` up to ``length`` tokens."""
+        """Start, or extend, making the gists of ``tree`` up to ``length`` tokens.
+
+        Raises StoreError where gists have to be dropped and another process is the tree's writer.
+        """
         key = str(tree.path)
-        if key in self._trees:
-            self._trees[key].extend(length)
-        else:
-            if self._stale(tree):
-                tree.drop_gists()  # made by another net; LOD0 is the truth and gists are made again from it
-            self._trees[key] = TreeIngest(tree, length)
+        known = self._trees.get(key)
+        # Another handle of the same tree: the known one was closed when its last holder went away.
+        if known is not None and known.tree is tree:
+            known.extend(length)
+            return known
+        if self._unusable(tree):
+            tree.drop_gists()  # LOD0 is the truth and gists are made again from it
+        self._trees[key] = TreeIngest(tree, length)
         return self._trees[key]
 
-    def _stale(self, tree: MegaContextTree) -> bool:
-        if tree.gist_count(1) == 0:
-            return False
-        with closing(LevelReader(tree.gist_path(1))) as reader:
-            return reader.header.gist_fingerprint != self._gist_fingerprint
+    def _unusable(self, tree: MegaContextTree) -> bool:
+        """Whether any gists were made by another net or are damaged."""
+        for level in range(1, depth(tree.length) + 1):
+            if tree.gist_count(level) == 0:
+                continue
+            try:
+                with closing(LevelReader(tree.gist_path(level))) as reader:
+                    if reader.header.gist_fingerprint != self._gist_fingerprint:
+                        return True
+            except CorruptTreeError as error:
+                logger.warning("MegaContext: the gists of tree %s are made again: %s", tree.tree_id, error)
+                return True
+        return False
 
     def keep(self, wanted: set[str]) -> None:
         """Forget every tree but those whose paths are ``wanted``."""

@@ -47,9 +47,10 @@ class RequestOptions:
 def _window(value: Any, engine_window: int) -> int:
     try:
         window = int(value)
-    except (TypeError, ValueError):
-        window = -1
-    if not SMALLEST_WINDOW <= window <= engine_window:
+        whole = window == float(value)
+    except (TypeError, ValueError, OverflowError):  # the last for infinity
+        window, whole = -1, False
+    if not whole or not SMALLEST_WINDOW <= window <= engine_window:
         raise RequestError(
             f"megacontext_window={value!r} must be a whole number of entries from {SMALLEST_WINDOW} to this engine's "
             f"window of {engine_window}."

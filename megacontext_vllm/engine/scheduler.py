@@ -110,7 +110,12 @@ class MegaContextScheduling:
                     self._fail(held, error)
                     continue
                 if held.plan.gist_nodes:
-                    held.ingest = self.ingest.watch(held.plan.tree, held.plan.length)
+                    try:
+                        held.ingest = self.ingest.watch(held.plan.tree, held.plan.length)
+                    except MegaContextError as error:  # unusable gists, and another process is the writer
+                        logger.error("MegaContext: %s", error)
+                        self._plan_without_gists(held)
+                        continue
             if held.ingest is not None and not held.ingest.covers(held.plan.length):
                 if not held.ingest.failed:
                     continue
@@ -240,6 +245,8 @@ class MegaContextScheduling:
     def update_from_output(
         self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
     ) -> dict[int, EngineCoreOutputs]:
+        for request in self._failed:
+            self._note_finished(request)
         outputs: dict[int, EngineCoreOutputs] = super().update_from_output(  # type: ignore[misc]
             scheduler_output, model_runner_output
         )
@@ -247,7 +254,6 @@ class MegaContextScheduling:
         if work is not None:
             self.ingest.executed(work.jobs)
         for request in self._failed:
-            self._note_finished(request)
             answer = EngineCoreOutput(
                 request_id=request.request_id,
                 new_token_ids=[],

@@ -18,7 +18,7 @@ logger = logging.getLogger("vllm.megacontext")
 
 # vLLM appends eight random characters to the id that the client sees, and prefixes children of n > 1 with their index.
 _INTERNAL_ID = re.compile(r"^(?:\d+_)?(?P<external>.+?)-[0-9a-f]{8}$")
-_SAFE_ID = re.compile(r"^[A-Za-z0-9_-]{1,200}$")
+_SAFE_ID = re.compile(r"[A-Za-z0-9_-]{1,200}")
 
 
 def response_id(request_id: str) -> str:
@@ -29,7 +29,7 @@ def response_id(request_id: str) -> str:
 
 def trace_path(store: Path, namespace: str, external_id: str) -> Path | None:
     """Where the trace of a response lies; None for an id that no response has."""
-    if not _SAFE_ID.match(external_id):
+    if not _SAFE_ID.fullmatch(external_id):
         return None
     return store / "traces" / namespace / f"{external_id}.json"
 

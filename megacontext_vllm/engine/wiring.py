@@ -16,8 +16,10 @@ logger = logging.getLogger("vllm.megacontext")
 def surface_strings(tokenizer: Any) -> list[str]:
     """What each token id stands for in text, by id."""
     size = max(tokenizer.get_vocab().values()) + 1
-    decoded: list[str] = tokenizer.batch_decode([[i] for i in range(size)])
-    return decoded
+    if hasattr(tokenizer, "batch_decode"):
+        decoded: list[str] = tokenizer.batch_decode([[i] for i in range(size)])
+        return decoded
+    return [tokenizer.decode([i]) for i in range(size)]  # vLLM's own tokenizer classes promise no more than this
 
 
 def special_ids(tokenizer: Any) -> frozenset[int]:

@@ -73,8 +73,11 @@ def find_query(
     """
     message = _last_message(tokens, special_ids, decode)
     closing = _last_paragraph(tokens, message, decode, max_terms)
-    opening = _opening(tokens, special_ids, message, closing.start, decode)[:max_terms]
     last = tokens[closing.start : closing.end]
+    opening = _opening(tokens, special_ids, message, closing.start, decode)[:max_terms]
+    # Where the end asks, the first line counts only if it reads like an instruction: else it is the document's title.
+    if "?" in decode(last.tolist()) and not decode(opening.tolist()).rstrip().endswith((":", "?")):
+        opening = tokens[:0]
     weights = np.ones(len(opening) + len(last), dtype=np.float32)
     minor, major = weights[: len(opening)], weights[len(opening) :]
     if len(opening) and _is_document(closing, message, decode(opening.tolist()), decode(last.tolist())):

@@ -57,7 +57,8 @@ def test_a_bad_window_names_the_range(value: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "meant"), [(True, True), ("true", True), (1, True), ("1", True), (False, False), ("False", False), (0, False)]
+    ("value", "meant"),
+    [(True, True), ("true", True), (1, True), ("1", True), (False, False), ("False", False), (0, False)],
 )
 def test_trace(value: object, meant: bool) -> None:
     assert of(megacontext_trace=value).trace is meant
@@ -65,7 +66,7 @@ def test_trace(value: object, meant: bool) -> None:
 
 @pytest.mark.parametrize("value", ["yes", 2, None, ""])
 def test_a_bad_flag_is_refused(value: object) -> None:
-    with pytest.raises(RequestError, match="megacontext_trace=.*true or false"):
+    with pytest.raises(RequestError, match=r"megacontext_trace=.*true or false"):
         of(megacontext_trace=value)
 
 

@@ -1,0 +1,182 @@
+"""The real server over HTTP, as a user starts it: limits, errors, the focus route, a million tokens."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from openai import BadRequestError, OpenAI
+
+LIMIT = 1_200_000
+WINDOW = 1024
+QUESTIONS = json.loads((Path(__file__).parent / "questions.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def address(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("server")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [
+        *(str(Path(sys.executable).parent / "vllm"), "serve", str(model_dir), "--plugin", "megacontext"),
+        *("--served-model-name", "m", "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32"),
+        *("--max-model-len", "2048", "--max-num-seqs", "8", "--enforce-eager", "--enable-prompt-tokens-details"),
+        *("--additional-config.megacontext.window", str(WINDOW)),
+        *("--additional-config.megacontext.history_limit", str(LIMIT)),
+        *("--additional-config.megacontext.store", str(folder / "store")),
+    ]
+    log = folder / "server.log"
+    with log.open("wb") as out:
+        server = subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True)
+    try:
+        address = f"http://127.0.0.1:{port}"
+        for _ in range(600):
+            assert server.poll() is None, log.read_text(errors="replace")[-5000:]
+            try:
+                if httpx.get(f"{address}/health").status_code == 200:
+                    break
+            except httpx.TransportError:
+                pass
+            time.sleep(0.5)
+        yield address
+        assert server.poll() is None, "the server did not survive its tests"
+    finally:
+        server.terminate()
+        try:
+            server.wait(30)
+        except subprocess.TimeoutExpired:
+            pass
+        try:
+            os.killpg(server.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+
+
+@pytest.fixture(scope="module")
+def client(address: str) -> OpenAI:
+    return OpenAI(base_url=f"{address}/v1", api_key="none", timeout=500, max_retries=0)
+
+
+def chat(client: OpenAI, content: str, **changes: Any) -> Any:
+    body = {"vllm_xargs": {"megacontext_trace": 1}, **changes.pop("extra_body", {})}
+    messages = [{"role": "user", "content": content}]
+    return client.chat.completions.create(
+        model="m", messages=messages, temperature=0, extra_body=body, **{"max_tokens": 2, **changes}
+    )
+
+
+def focus(address: str, response_id: str, **params: str) -> httpx.Response:
+    return httpx.get(f"{address}/v1/megacontext/focus/{response_id}", params=params)
+
+
+def test_history_limit_is_what_the_server_reports(client: OpenAI) -> None:
+    (model,) = client.models.list().data
+    assert model.max_model_len == LIMIT
+
+
+def test_over_the_history_limit(client: OpenAI) -> None:
+    with pytest.raises(BadRequestError, match="1200000|1,200,000"):
+        client.completions.create(model="m", prompt=[11] * (LIMIT + 5), max_tokens=1)
+
+
+def test_prompt_logprobs_of_a_long_history(client: OpenAI) -> None:
+    with pytest.raises(BadRequestError, match="prompt_logprobs"):
+        client.completions.create(model="m", prompt=[11] * 5000, max_tokens=1, extra_body={"prompt_logprobs": 1})
+
+
+@pytest.mark.parametrize(
+    ("xargs", "message"),
+    [
+        ({"megacontext_windov": 512}, "megacontext_window"),
+        ({"megacontext_window": 5000}, "1024"),
+        ({"megacontext_trace": "perhaps"}, "true or false"),
+    ],
+)
+def test_bad_arguments(client: OpenAI, xargs: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadRequestError, match=message):
+        client.completions.create(model="m", prompt=[11] * 5000, max_tokens=1, extra_body={"vllm_xargs": xargs})
+
+
+def test_ten_questions_have_their_answers_shown_raw(client: OpenAI, address: str, text: str) -> None:
+    """At least 8 of 10 answers stand raw in a Working Context of 1,024 entries over 300,000 tokens and more."""
+    found = []
+    for item in QUESTIONS:
+        assert item["answer"] in text
+        response = chat(client, f"{text}\n\n{item['question']}")
+        assert response.usage.prompt_tokens > 300_000
+        trace = focus(address, response.id).raise_for_status().json()
+        assert trace["working_context"] <= WINDOW
+        assert trace["history_tokens"] == response.usage.prompt_tokens
+        found.append(item["answer"] in shown_text(trace))
+    print(f"{sum(found)} of {len(found)} answers shown raw")
+    assert sum(found) >= 8, [item["question"] for item, hit in zip(QUESTIONS, found, strict=True) if not hit]
+
+
+def shown_text(trace: dict[str, Any]) -> str:
+    return "".join(entry.get("text", "\0") for entry in trace["entries"])
+
+
+def test_the_second_question_reuses_the_tree(client: OpenAI, address: str, text: str) -> None:
+    response = chat(client, f"{text}\n\nWho was the first president?")
+    trace = focus(address, response.id).json()
+    assert trace["reused_tokens"] > 0.99 * trace["history_tokens"]
+
+
+def test_a_salted_document_is_nobody_elses(client: OpenAI, address: str, text: str) -> None:
+    content = text[:40_000]
+    first = chat(client, content, extra_body={"cache_salt": "alice"})
+    second = chat(client, content, extra_body={"cache_salt": "bob"})
+    assert not second.usage.prompt_tokens_details or not second.usage.prompt_tokens_details.cached_tokens
+    assert focus(address, second.id, cache_salt="bob").json()["reused_tokens"] == 0
+    for salt in ({}, {"cache_salt": "bob"}):
+        assert focus(address, first.id, **salt).status_code == 404
+    assert focus(address, first.id, cache_salt="alice").status_code == 200
+
+
+def test_streaming_counts_the_true_history(client: OpenAI, text: str) -> None:
+    chunks = list(chat(client, text[:40_000], stream=True, stream_options={"include_usage": True}, max_tokens=5))
+    assert chunks[-1].usage.prompt_tokens > 7000
+    assert chunks[-1].usage.completion_tokens == 5 or chunks[-2].choices[0].finish_reason == "stop"
+
+
+def test_a_million_tokens(client: OpenAI, address: str, text: str) -> None:
+    """And a short request beside it is answered."""
+    document = "\n\n".join(f"Copy {i}\n{text}" for i in (1, 2, 3))
+    with ThreadPoolExecutor(2) as pool:
+        long = pool.submit(chat, client, f"{document}\n\nWhich lieutenant ascended the Mississippi to its source?")
+        short = pool.submit(chat, client, "What is the capital of France?", max_tokens=8)
+        assert "Paris" in short.result().choices[0].message.content
+        response = long.result()
+    assert response.usage.prompt_tokens > 1_000_000
+    assert response.usage.completion_tokens >= 1
+    assert "Lieutenant Pike" in shown_text(focus(address, response.id).json())
+
+
+def test_a_client_that_goes_away(client: OpenAI, address: str, text: str) -> None:
+    """The next request is served, and nothing waits in the engine."""
+    with pytest.raises(httpx.TimeoutException):
+        httpx.post(
+            f"{address}/v1/completions", json={"model": "m", "prompt": text[:900_000], "max_tokens": 500}, timeout=2
+        )
+    assert chat(client, "Say yes.").usage.completion_tokens >= 1
+    for _ in range(60):
+        metrics = httpx.get(f"{address}/metrics").text
+        values = [
+            float(line.split()[-1])
+            for line in metrics.splitlines()
+            if line.startswith(("vllm:num_requests_running", "vllm:num_requests_waiting{", "vllm:kv_cache_usage_perc"))
+        ]
+        if values and not any(values):
+            return
+        time.sleep(0.5)
+    pytest.fail(f"requests or KV blocks are left behind: {values}")

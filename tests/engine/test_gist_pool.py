@@ -1,0 +1,200 @@
+"""The worker's side of the gist path on the CPU, with a small embedding layer and real files."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from megacontext_vllm.engine.gist_pool import GistPool, rows_to_tensor, tensor_to_rows
+from megacontext_vllm.engine.step_work import GistJob, PageFill, StepWork
+from megacontext_vllm.errors import MegaContextError
+from megacontext_vllm.nets.gistnet import RandomGistNet
+from megacontext_vllm.tree.level_file import LevelReader, RowType
+from megacontext_vllm.tree.tree import MegaContextTree
+
+MODEL = bytes(range(16))
+DIM, VOCABULARY, SLOTS = 24, 500, 64
+LENGTH = 2 * 32**2 + 100
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+class Embedding(torch.nn.Module):
+    """What the pool uses of a GistEmbedding; the overlaid forward must never be asked for gists."""
+
+    embedding_dim = DIM
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        table = torch.randn(VOCABULARY, DIM, generator=torch.Generator().manual_seed(0))
+        self.weight = torch.nn.Parameter(table.to(dtype), requires_grad=False)
+        self.looked_up = 0
+
+    def look_up(self, ids: torch.Tensor) -> torch.Tensor:
+        assert ids.dim() == 1 and ids.dtype == torch.int64
+        self.looked_up += len(ids)
+        return self.weight[ids]
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Iterator[MegaContextTree]:
+    tree = MegaContextTree.create(tmp_path / "t", tree_id="t", namespace="default", model_fingerprint=MODEL)
+    tree.append(np.random.default_rng(0).integers(0, VOCABULARY, LENGTH, dtype=np.uint32))
+    yield tree
+    tree.close()
+
+
+def make_pool(dtype: torch.dtype = torch.float32, *, writes: bool = True, bound: bool = True) -> GistPool:
+    pool = GistPool(RandomGistNet(DIM, 5), Embedding(dtype), 4, writes=writes)  # type: ignore[arg-type]
+    if bound:
+        pool.bind(SLOTS, "layer")
+    return pool
+
+
+def work(**parts: object) -> StepWork:
+    return StepWork(MODEL, **parts)  # type: ignore[arg-type]
+
+
+def job(tree: MegaContextTree, level: int, start: int, stop: int) -> GistJob:
+    tokens = tree.tokens(start * 32, stop * 32).reshape(-1, 32).copy() if level == 1 else None
+    return GistJob(str(tree.path), level, start, stop, tokens)
+
+
+def make_all(pool: GistPool, tree: MegaContextTree) -> None:
+    """Two levels, in several jobs and steps."""
+    pool.run(work(jobs=[job(tree, 1, 0, 5)]))
+    pool.run(work(jobs=[job(tree, 1, 5, 40), job(tree, 2, 0, 1)]))
+    pool.run(work(jobs=[job(tree, 1, 40, 67)]))
+    pool.run(work(jobs=[job(tree, 2, 1, 2)]))
+
+
+def expected_gists(pool: GistPool, tree: MegaContextTree) -> tuple[torch.Tensor, torch.Tensor]:
+    """LOD1 and LOD2, straight from the tokens, rounded where the file rounds."""
+    ids = torch.from_numpy(tree.tokens(0, 67 * 32).astype(np.int64)).view(-1, 32)
+    first = pool.net(pool.embedding.weight[ids].float(), 1).to(pool.dtype)
+    return first, pool.net(first[:64].float().view(2, 32, DIM), 2).to(pool.dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_jobs_write_the_nets_gists(tree: MegaContextTree, dtype: torch.dtype) -> None:
+    pool = make_pool(dtype)
+    make_all(pool, tree)
+    for level, expected in zip((1, 2), expected_gists(pool, tree), strict=True):
+        with closing(LevelReader(tree.gist_path(level))) as reader:
+            assert reader.count == len(expected)
+            assert (reader.header.model_fingerprint, reader.header.gist_fingerprint) == (MODEL, pool.net.fingerprint)
+            assert reader.header.dtype.name == str(dtype).removeprefix("torch.").upper()
+            rows = rows_to_tensor(reader.rows(0, reader.count), dtype)
+        torch.testing.assert_close(rows, expected, rtol=1e-2 if dtype != torch.float32 else 1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_fills_put_committed_rows_where_they_belong(tree: MegaContextTree, dtype: torch.dtype) -> None:
+    pool = make_pool(dtype)
+    make_all(pool, tree)
+    first, second = (str(tree.gist_path(level)) for level in (1, 2))
+    pool.run(work(fills=[PageFill(first, 32, 40, 2, 0), PageFill(second, 0, 2, 0, 0)]))
+    pool.run(work(fills=[PageFill(first, 40, 64, 2, 8)]))
+    for path, rows, place in ((first, (32, 64), pool.pages[2]), (second, (0, 2), pool.pages[0, :2])):
+        with closing(LevelReader(Path(path))) as reader:
+            assert torch.equal(place, rows_to_tensor(reader.rows(*rows), dtype)), "bit for bit"
+    assert not pool.pages[1].any() and not pool.pages[3].any() and not pool.pages[0, 2:].any()
+    assert pool.pages[2].dtype == dtype and pool.pages[2].any(dim=1).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_rows_round_trip_bit_for_bit(dtype: torch.dtype) -> None:
+    gists = torch.tensor([[0.0, -0.0, 1 / 3, -1e-7, 65504.0, 6e-8]]).to(dtype)
+    rows = tensor_to_rows(gists)
+    assert rows.dtype == RowType[str(dtype).removeprefix("torch.").upper()].numpy
+    assert torch.equal(rows_to_tensor(rows, dtype).view(torch.uint8), gists.view(torch.uint8))
+
+
+@pytest.mark.parametrize("stored", DTYPES, ids=str)
+@pytest.mark.parametrize("served", DTYPES, ids=str)
+def test_a_tree_that_was_served_in_another_type(
+    tree: MegaContextTree, stored: torch.dtype, served: torch.dtype
+) -> None:
+    """The fingerprints do not name the type: gists of one are read, and continued, by an engine of another."""
+    before = make_pool(stored)
+    before.run(work(jobs=[job(tree, 1, 0, 40)]))
+    pool = make_pool(served)
+    pool.run(work(jobs=[job(tree, 1, 40, 67), job(tree, 2, 0, 1)]))
+    assert (tree.gist_count(1), tree.gist_count(2)) == (67, 1)
+    path = str(tree.gist_path(1))
+    pool.run(work(fills=[PageFill(path, 32, 64, 1, 0), PageFill(str(tree.gist_path(2)), 0, 1, 3, 0)]))
+    first, second = expected_gists(before, tree)
+    torch.testing.assert_close(pool.pages[1].float(), first[32:64].float(), rtol=2e-2, atol=2e-2)
+    torch.testing.assert_close(pool.pages[3, 0].float(), second[0].float(), rtol=3e-2, atol=3e-2)
+
+
+def test_the_table_holds_one_steps_spans(tree: MegaContextTree) -> None:
+    pool = make_pool()
+    spans = pool.bind(SLOTS, "layer")
+    assert spans is pool.spans and spans.pages is pool.pages and spans.table.shape == (SLOTS,)
+    table = spans.table  # CUDA graphs hold this very tensor
+
+    def shown() -> dict[int, int]:
+        assert spans.table is table
+        return {slot: row for slot, row in enumerate(table.tolist()) if row != -1}
+
+    pool.run(work(slots=np.array([3, 9, 63]), rows=np.array([0, 127, 40], np.int32)))
+    assert shown() == {3: 0, 9: 127, 63: 40} and spans.active
+    pool.run(work(slots=np.array([9]), rows=np.array([1], np.int32)))
+    assert shown() == {9: 1} and spans.active
+    pool.run(work(fills=[]))
+    assert shown() == {} and not spans.active
+    pool.run(work(slots=np.array([5]), rows=np.array([1], np.int32)))
+    pool.run(None)
+    assert shown() == {} and not spans.active
+    pool.run(None)
+    assert shown() == {}
+
+
+def test_a_rank_that_does_not_write_still_takes_part(tree: MegaContextTree) -> None:
+    writer, reader = make_pool(), make_pool(writes=False)
+    jobs = [job(tree, 1, 0, 40)]
+    reader.run(work(jobs=jobs))
+    assert tree.gist_count(1) == 0 and not tree.gist_path(1).exists()
+    assert reader.embedding.looked_up == 40 * 32, "the look-up is collective"
+    writer.run(work(jobs=jobs))
+    reader.run(work(jobs=[job(tree, 2, 0, 1)]))
+    assert not tree.gist_path(2).exists()
+    fills = [PageFill(str(tree.gist_path(1)), 0, 32, 0, 0)]
+    writer.run(work(fills=fills))
+    reader.run(work(fills=fills))
+    assert torch.equal(writer.pages, reader.pages) and writer.pages[0].any()
+
+
+def test_a_write_that_fails_is_logged_and_the_step_goes_on(
+    tree: MegaContextTree, caplog: pytest.LogCaptureFixture
+) -> None:
+    pool = make_pool()
+    pool.run(work(jobs=[job(tree, 1, 0, 32)]))
+    pool.run(work(jobs=[job(tree, 1, 40, 50)]))  # does not continue the file
+    assert tree.gist_count(1) == 32
+    assert "could not write gists of level 1" in caplog.text
+    caplog.clear()
+    first, second = job(tree, 1, 32, 40), job(tree, 2, 0, 1)
+    shutil.rmtree(tree.path)
+    pool.run(work(jobs=[first, second], slots=np.array([1]), rows=np.array([2], np.int32)))
+    assert "level 1" in caplog.text and "level 2" in caplog.text
+    assert pool.spans is not None and pool.spans.table[1] == 2
+    assert not tree.path.exists()
+
+
+def test_children_that_are_not_committed_are_logged(tree: MegaContextTree, caplog: pytest.LogCaptureFixture) -> None:
+    pool = make_pool()
+    pool.run(work(jobs=[job(tree, 1, 0, 31)]))
+    pool.run(work(jobs=[job(tree, 2, 0, 1)]))
+    assert "level 2" in caplog.text and not tree.gist_path(2).exists()
+
+
+def test_misuse() -> None:
+    with pytest.raises(AssertionError, match="KV cache"):
+        make_pool(bound=False).run(None)
+    with pytest.raises(MegaContextError, match="float64"):
+        GistPool(RandomGistNet(DIM, 0), torch.nn.Embedding(2, DIM, dtype=torch.float64), 1, True)  # type: ignore[arg-type]
