@@ -5,15 +5,10 @@ MegaContext but the request for a focus trace, which shows what the model was sh
 """
 
 import argparse
-import os
 import signal
-import socket
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +18,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
+from serving import MODEL, TEXT, server
 
-CACHE = Path(os.environ.get("MEGACONTEXT_CACHE", Path.home() / ".cache" / "megacontext"))
-MODEL = CACHE / "models" / "SmolLM2-135M-Instruct"
-TEXT = CACHE / "texts" / "state_of_the_union.txt"
-BIN = Path(sys.executable).parent
 QUESTIONS = (
     "Which lieutenant ascended the Mississippi to its source?",
     "When was the steamboat Caroline destroyed by an expedition from Canada?",
@@ -36,71 +28,6 @@ MAX_MODEL_LEN = 2048
 WINDOW = 1024
 
 console = Console()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@contextmanager
-def server(model: Path, store: Path, log: Path, arguments: list[str]) -> Iterator[str]:
-    """``vllm serve MODEL --plugin megacontext`` until the end of the block. Yields its address.
-
-    Everything it started is ended, also when the demo is interrupted.
-    """
-    port = free_port()
-    command = [
-        *(str(BIN / "vllm"), "serve", str(model), "--plugin", "megacontext", "--served-model-name", "demo"),
-        *("--host", "127.0.0.1", "--port", str(port), "--max-model-len", str(MAX_MODEL_LEN)),
-        *("--max-num-seqs", "16", "--enforce-eager"),
-        *("--additional-config.megacontext.window", str(WINDOW)),
-        *("--additional-config.megacontext.store", str(store)),
-        *arguments,
-    ]
-    console.print(f"[bold]$ {escape(' '.join(command))}[/bold]", soft_wrap=True)
-    environment = {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", **os.environ}
-    with log.open("wb") as out:
-        process = subprocess.Popen(command, stdout=out, stderr=out, env=environment, start_new_session=True)
-    try:
-        address = f"http://127.0.0.1:{port}"
-        wait_until_up(process, address, log)
-        yield address
-    finally:
-        end(process)
-
-
-def wait_until_up(process: subprocess.Popen[bytes], address: str, log: Path) -> None:
-    started = time.monotonic()
-    with console.status("") as status:
-        while True:
-            status.update(f"vLLM is starting … {time.monotonic() - started:.0f} s (log: {log})")
-            if process.poll() is not None:
-                tail = "\n".join(log.read_text(errors="replace").splitlines()[-30:])
-                raise SystemExit(f"The server ended with status {process.returncode}. The end of {log}:\n{tail}")
-            try:
-                if httpx.get(f"{address}/health", timeout=2).status_code == 200:
-                    break
-            except httpx.TransportError:
-                pass
-            time.sleep(0.5)
-    console.print(f"Server up after {time.monotonic() - started:.0f} s.")
-
-
-def end(process: subprocess.Popen[bytes]) -> None:
-    """End the server and all of its processes; the session it was started in finds those that outlive it."""
-    if process.poll() is None:
-        process.terminate()
-        try:
-            process.wait(timeout=30)
-        except subprocess.TimeoutExpired:
-            pass
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
-    process.wait()
 
 
 def ask(client: OpenAI, document: str, question: str) -> tuple[str, float]:
@@ -185,7 +112,14 @@ def main() -> None:
     )
     with tempfile.TemporaryDirectory(prefix="megacontext-demo-") as folder:
         store = options.keep_store or Path(folder) / "store"
-        with server(options.model, store, Path(folder) / "server.log", server_arguments) as address:
+        arguments = [
+            *("--plugin", "megacontext", "--served-model-name", "demo", "--max-model-len", str(MAX_MODEL_LEN)),
+            *("--max-num-seqs", "16", "--enforce-eager"),
+            *("--additional-config.megacontext.window", str(WINDOW)),
+            *("--additional-config.megacontext.store", str(store)),
+            *server_arguments,
+        ]
+        with server(options.model, Path(folder) / "server.log", arguments, console) as address:
             client = OpenAI(base_url=f"{address}/v1", api_key="none", timeout=600)
             times = []
             for question in options.question or QUESTIONS:

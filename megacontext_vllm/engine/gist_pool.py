@@ -17,6 +17,7 @@ from megacontext_vllm.tree.nodes import BLOCK
 logger = logging.getLogger("vllm.megacontext")
 
 ROW_TYPES = {torch.float16: RowType.FLOAT16, torch.bfloat16: RowType.BFLOAT16, torch.float32: RowType.FLOAT32}
+TORCH_TYPES = {row_type: dtype for dtype, row_type in ROW_TYPES.items()}
 
 
 def rows_to_tensor(rows: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
@@ -85,19 +86,26 @@ class GistPool:
             return
         try:
             if job.tokens is None:
-                with closing(LevelReader(Path(job.tree_path) / f"LOD{job.level - 1}.ctx")) as reader:
-                    rows = reader.rows(job.start * BLOCK, job.stop * BLOCK)
-                    children = rows_to_tensor(rows, self.dtype).to(self.device).view(-1, BLOCK, self.dim)
-            gists = self.net(children.float(), job.level).to(self.dtype)
-            header = Header(
-                job.level, ROW_TYPES[self.dtype], self.dim, 0, model_fingerprint, self.net.fingerprint
-            )
-            write_rows(Path(job.tree_path) / f"LOD{job.level}.ctx", header, job.start, tensor_to_rows(gists))
-        except (MegaContextError, OSError) as error:
+                below = Path(job.tree_path) / f"LOD{job.level - 1}.ctx"
+                children = self._read(below, job.start * BLOCK, job.stop * BLOCK).view(-1, BLOCK, self.dim)
+            path = Path(job.tree_path) / f"LOD{job.level}.ctx"
+            dtype = self.dtype
+            if job.start > 0:  # a file keeps the type that it was begun with, by an engine of perhaps another type
+                with closing(LevelReader(path)) as reader:
+                    dtype = TORCH_TYPES[reader.header.dtype]
+            gists = self.net(children.float(), job.level).to(dtype)
+            header = Header(job.level, ROW_TYPES[dtype], self.dim, 0, model_fingerprint, self.net.fingerprint)
+            write_rows(path, header, job.start, tensor_to_rows(gists))
+        except (MegaContextError, OSError, IndexError) as error:
             # Not committed; the scheduler sees the count stand still, tries again and then does without gists.
             logger.error("MegaContext could not write gists of level %d: %s", job.level, error)
 
     def _fill(self, fill: PageFill) -> None:
-        with closing(LevelReader(Path(fill.path))) as reader:
-            rows = rows_to_tensor(reader.rows(fill.start, fill.stop), self.dtype)
-        self.pages[fill.page, fill.offset : fill.offset + len(rows)] = rows.to(self.device)
+        rows = self._read(Path(fill.path), fill.start, fill.stop)
+        self.pages[fill.page, fill.offset : fill.offset + len(rows)] = rows
+
+    def _read(self, path: Path, start: int, stop: int) -> torch.Tensor:
+        """Committed rows of a gist file, ``[stop - start, d]`` on the device in the pool's type."""
+        with closing(LevelReader(path)) as reader:
+            rows = rows_to_tensor(reader.rows(start, stop), TORCH_TYPES[reader.header.dtype])
+        return rows.to(self.device, self.dtype)

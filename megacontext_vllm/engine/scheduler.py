@@ -31,7 +31,7 @@ from megacontext_vllm.engine.request_options import RequestOptions, needs_workin
 from megacontext_vllm.engine.step_work import ATTRIBUTE, StepWork
 from megacontext_vllm.engine.traces import write_trace
 from megacontext_vllm.engine.wiring import make_planner
-from megacontext_vllm.errors import MegaContextError
+from megacontext_vllm.errors import MegaContextError, RequestError
 from megacontext_vllm.tree.library import namespace_of
 
 logger = logging.getLogger("vllm.megacontext")
@@ -79,7 +79,11 @@ class MegaContextScheduling:
     # ---- requests in ----------------------------------------------------------------------------------------------
 
     def add_request(self, request: Request) -> None:
-        options = RequestOptions.of(request.sampling_params, self.window)
+        try:
+            options = RequestOptions.of(request.sampling_params, self.window)
+        except RequestError as error:  # a front end that did not check; only this request may suffer
+            self._fail(request, error)
+            return
         if not needs_working_context(request, options, self.max_model_len):  # type: ignore[attr-defined]
             super().add_request(request)  # type: ignore[misc]
             return
@@ -107,7 +111,8 @@ class MegaContextScheduling:
                 try:
                     held.plan = held.future.result()
                 except Exception as error:
-                    self._fail(held, error)
+                    del self.held[held.request.request_id]
+                    self._fail(held.request, error)
                     continue
                 if held.plan.gist_nodes:
                     try:
@@ -151,12 +156,12 @@ class MegaContextScheduling:
             self._threads.submit(write_trace, self.settings, held.plan_request, plan)
         super().add_request(request)  # type: ignore[misc]
 
-    def _fail(self, held: HeldRequest, error: Exception) -> None:
-        request = held.request
+    def _fail(self, request: Request, error: Exception) -> None:
+        """End a request that vLLM's queues do not know; the error leaves with the next step's outputs."""
         expected = isinstance(error, MegaContextError)
         logger.error("MegaContext: request %s failed: %s", request.request_id, error, exc_info=not expected)
-        del self.held[request.request_id]
         request.status = RequestStatus.FINISHED_ERROR
+        self._note_finished(request)
         self._failed.append(request)
 
     # ---- steps ----------------------------------------------------------------------------------------------------
@@ -245,8 +250,6 @@ class MegaContextScheduling:
     def update_from_output(
         self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
     ) -> dict[int, EngineCoreOutputs]:
-        for request in self._failed:
-            self._note_finished(request)
         outputs: dict[int, EngineCoreOutputs] = super().update_from_output(  # type: ignore[misc]
             scheduler_output, model_runner_output
         )

@@ -15,12 +15,12 @@ STEPS = 24
 
 @pytest.fixture(scope="module")
 def tight(start_engine: Callable[..., Engine]) -> Engine:
-    """Chunks of 256 tokens and a KV cache of 63 usable blocks, so that three requests cannot grow together."""
+    """Chunks of 256 tokens and a KV cache of 37 usable blocks, so that two requests cannot grow together."""
     return start_engine(
         {"gist_net": f"random:{GIST_SEED}", "window": 512},
         max_num_batched_tokens=256,
         max_num_seqs=8,
-        num_gpu_blocks_override=64,
+        num_gpu_blocks_override=38,
     )
 
 
@@ -90,7 +90,7 @@ def test_chunked_prefill(tight: Engine, reference: Reference, documents: list[li
 
 def test_forced_preemption(tight: Engine, reference: Reference, documents: list[list[int]]) -> None:
     before = tight.metric("vllm:num_preemptions")
-    steps = 180
+    steps = 80
     outputs = tight.ask(documents[5:8], greedy(steps))
     assert tight.metric("vllm:num_preemptions") > before, "the KV cache was not small enough to force a preemption"
     check(tight, reference, documents[5:8], outputs, steps)

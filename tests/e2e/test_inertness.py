@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from engines import Engine
 from vllm import SamplingParams
+from vllm.exceptions import VLLMValidationError
 
 PROMPTS = 20
 STEPS = 8
@@ -46,5 +47,5 @@ def test_a_prompt_beyond_the_window_that_fits_with_its_answer_is_left_alone(
 
 
 def test_stock_engine_beside_an_active_one_refuses_long_prompts(stock: Engine, tokens: list[int]) -> None:
-    with pytest.raises(ValueError, match="1100"):
+    with pytest.raises(VLLMValidationError, match="1100"):
         stock.ask([tokens[:5000]], SamplingParams(max_tokens=1))

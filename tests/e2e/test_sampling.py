@@ -8,6 +8,7 @@ import torch
 from engines import Engine, greedy
 from reference import Reference
 from vllm import SamplingParams
+from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import StructuredOutputsParams
 
 STEPS = 16
@@ -107,5 +108,5 @@ def test_a_smaller_window_for_one_request(engine: Engine, history: list[int]) ->
 
 
 def test_prompt_logprobs_are_refused(engine: Engine, history: list[int]) -> None:
-    with pytest.raises(ValueError, match="prompt_logprobs"):
+    with pytest.raises(VLLMValidationError, match="prompt_logprobs"):
         engine.ask([history], SamplingParams(max_tokens=1, prompt_logprobs=1))
