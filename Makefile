@@ -4,6 +4,7 @@ PYTHON ?= $(or $(shell command -v python3.11),python3)
 BIN := .venv/bin
 ARGS ?=
 ENV_FLAGS ?=
+BENCHMARKS ?= ttft interference
 
 # Nothing here may wait for a model hub; tokenizers warns about forks (vLLM forks) unless told not to use threads.
 export HF_HUB_OFFLINE := 1
@@ -43,9 +44,10 @@ lint: env  ## ruff and mypy
 	@$(BIN)/mypy
 	@$(BIN)/mypy kernels
 
-bench: model text  ## every benchmarks/**/bench_*.py (ARGS goes to each)
-	@find benchmarks -name 'bench_*.py' | sort | while read -r file; do \
-		echo "== $$file"; $(BIN)/python "$$file" $(ARGS) || exit 1; \
+bench: model text  ## the benchmarks, against stock vLLM, with real servers (ARGS=--quick: just to see whether they work)
+	@$(BIN)/python tools/fetch_text.py --all
+	@for name in $(BENCHMARKS); do \
+		echo "== benchmarks/$$name.py"; $(BIN)/python "benchmarks/$$name.py" $(ARGS) || exit 1; \
 	done
 
 wheel: env  ## dist/megacontext_vllm-*.whl

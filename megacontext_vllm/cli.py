@@ -549,7 +549,7 @@ def make_parser() -> argparse.ArgumentParser:
         "ls",
         parents=[trees, machine],
         help="list the trees",
-        description="The stored trees, the last used first. LOD0 are tokens; LOD1 and up are gists of 32, 1,024 ... tokens.",
+        description="The stored trees, the last used first. LOD0 are tokens; LOD1 and up, gists of 32, 1,024 ...",
     )
     listing.set_defaults(run=tree_ls)
     info = actions.add_parser(

@@ -64,6 +64,11 @@ TOUCHED = (
     # front end
     "vllm.v1.engine.core_client:MPClient.vllm_config",
     "vllm.v1.engine.input_processor:InputProcessor.vllm_config",
+    "vllm.renderers.base:BaseRenderer.config",
+    "vllm.renderers.base:BaseRenderer.get_tokenizer",
+    "vllm.renderers.base:BaseRenderer._wants_offsets",
+    "vllm.renderers.base:BaseRenderer._build_tokens_prompt",
+    "vllm.renderers.params:TokenizeParams.get_encode_kwargs",
     "vllm.v1.engine.input_processor:InputProcessor.assign_request_id",
     "vllm.v1.engine.parallel_sampling:ParentRequest.get_child_info",
     "vllm.v1.engine:EngineCoreRequest",

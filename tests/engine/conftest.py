@@ -67,6 +67,7 @@ class FakeWorker:
         self.scheduler = scheduler
         self.blocks: dict[str, list[int]] = {}
         self.pages = np.full((scheduler.gist_pages_at_start * 32, 3), np.nan, np.float32)
+        self.kv: dict[int, tuple[int, int]] = {}  # slot -> (position, id) that its KV was computed for
         self.broken = False
         self.seen_prompts: dict[str, list[list[int]]] = defaultdict(list)  # as the worker saw them
         self.resumed: list[str] = []
@@ -99,6 +100,13 @@ class FakeWorker:
         expected = {}
         for request_id, count in output.num_scheduled_tokens.items():
             plan, start = self.scheduler.plans.get(request_id), computed[request_id]
+            request = self.scheduler.requests[request_id]
+            ids = request.all_token_ids[: min(start + count, request.num_prompt_tokens)]
+            for position, token in enumerate(ids):  # what is not computed now was computed for the same content
+                slot = self.blocks[request_id][position // BLOCK_SIZE] * BLOCK_SIZE + position % BLOCK_SIZE
+                if position >= start:
+                    self.kv[slot] = (position, token)
+                assert self.kv[slot] == (position, token), "a hit on the cache of other content"
             for position, (level, index) in zip(plan.gist_positions, plan.gist_nodes) if plan else ():
                 if start <= position < start + count:
                     slot = self.blocks[request_id][position // BLOCK_SIZE] * BLOCK_SIZE + int(position) % BLOCK_SIZE

@@ -32,10 +32,11 @@ def lateness(function: Any) -> Any:
 
 
 @lateness
-@pytest.mark.parametrize("v2", [False, True])
-def test_a_long_request_from_arrival_to_its_last_token(make_rig: MakeRig, late: int, v2: bool) -> None:
+@pytest.mark.parametrize(("v2", "chunk"), [(False, 128), (True, 128), (False, 17)])
+def test_a_long_request_from_arrival_to_its_last_token(make_rig: MakeRig, late: int, v2: bool, chunk: int) -> None:
     rig = make_rig(late=late, v2=v2)
     scheduler = rig.scheduler
+    scheduler.max_num_scheduled_tokens = chunk  # small ones begin and end at gists as well
     prompt = history()
     request = rig.add("long", prompt, max_tokens=7)
     assert scheduler.get_request_counts() == (0, 1) and scheduler.get_num_unfinished_requests() == 1
@@ -109,8 +110,12 @@ def test_a_second_turn_continues_the_tree_and_the_prefix_cache(make_rig: MakeRig
     assert rig.worker.spans_shown["again"] < rig.worker.spans_shown["one"] / 4
     rig.add("longer", history() + history(1500, seed=1))
     rig.run()
-    assert all(len(rig.tokens[name]) == 4 for name in ("one", "again", "longer"))
     assert len(rig.trees()) == 1
+    # The raw prompts have far more in common than the Working Contexts; the worker checks what the cache gives.
+    rig.add("fork", history()[:2000] + history(3000, seed=7))
+    rig.run()
+    assert all(len(rig.tokens[name]) == 4 for name in ("one", "again", "longer", "fork"))
+    assert len(rig.trees()) == 2
     rig.assert_clean()
 
 

@@ -139,8 +139,6 @@ def test_the_bound_per_step_holds_over_all_trees(grow: Callable[..., MegaContext
     assert largest == 32
     for tree in trees:
         complete(tree, tree.length)
-    # What the first tree leaves of a step goes to the next.
-    assert watched[0].length == 3000
 
 
 def test_the_least_step_still_ends(grow: Callable[..., MegaContextTree]) -> None:

@@ -1,0 +1,80 @@
+"""Hooks token reuse into vLLM's renderer: what was tokenised a moment ago is not tokenised again."""
+
+import copy
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from megacontext_vllm.engine.activation import is_active
+from megacontext_vllm.engine.patches import Patch
+from megacontext_vllm.engine.token_reuse import LONG, TokenReuse
+
+# The request's cache_salt, left on its tokenizing parameters; without it no known text is looked at.
+SALT = "megacontext_cache_salt"
+KNOWN_TEXTS = "megacontext_known_texts"
+
+
+def _wrap_render(original: Callable[..., Any]) -> Callable[..., Any]:
+    signature = inspect.signature(original)
+
+    async def render(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if not is_active(self.config):
+            return await original(self, *args, **kwargs)
+        bound = signature.bind(self, *args, **kwargs)
+        if bound.arguments.get("tok_params") is not None:
+            salted = copy.copy(bound.arguments["tok_params"])
+            salt = (bound.arguments.get("prompt_extras") or {}).get("cache_salt")
+            object.__setattr__(salted, SALT, salt)
+            bound.arguments["tok_params"] = salted
+        return await original(*bound.args, **bound.kwargs)
+
+    return render
+
+
+def _wrap_tokenize_prompt(original: Callable[..., Any]) -> Callable[..., Any]:
+    def _tokenize_prompt(self: Any, prompt: Any, params: Any) -> Any:
+        text = prompt["prompt"]
+        if not hasattr(params, SALT) or len(text) < LONG or self._wants_offsets(prompt, params):
+            return original(self, prompt, params)
+        tokenizer = self.get_tokenizer()
+        arguments = params.get_encode_kwargs()
+        adds = arguments["add_special_tokens"] and tokenizer.num_special_tokens_to_add() > 0
+        if adds or not getattr(tokenizer, "is_fast", False):
+            return original(self, prompt, params)
+
+        def tokenize(part: str) -> tuple[list[int], Any]:
+            encoding = tokenizer(part, add_special_tokens=False, return_offsets_mapping=True)
+            return encoding["input_ids"], np.array(encoding["offset_mapping"], dtype=np.int64).reshape(-1, 2)[:, 0]
+
+        if not hasattr(self, KNOWN_TEXTS):
+            setattr(self, KNOWN_TEXTS, TokenReuse())
+        ids = getattr(self, KNOWN_TEXTS).encode(getattr(params, SALT), text, tokenize)
+        if arguments["truncation"] and len(ids) > arguments["max_length"]:
+            return original(self, prompt, params)
+        return self._build_tokens_prompt(ids, prompt)
+
+    return _tokenize_prompt
+
+
+PATCHES = (
+    Patch(
+        target="vllm.renderers.base:BaseRenderer.render_chat_async",
+        why="tells the tokenizing step the request's cache_salt, so that token reuse stays within a namespace",
+        until="vLLM hands cache_salt to tokenization",
+        replace=_wrap_render,
+    ),
+    Patch(
+        target="vllm.renderers.base:BaseRenderer.render_cmpl_async",
+        why="as render_chat_async",
+        until="as render_chat_async",
+        replace=_wrap_render,
+    ),
+    Patch(
+        target="vllm.renderers.base:BaseRenderer._tokenize_prompt",
+        why="tokenises only what is new of a long text that continues or repeats a known one",
+        until="vLLM caches tokenization by prefix",
+        replace=_wrap_tokenize_prompt,
+    ),
+)
