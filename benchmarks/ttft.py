@@ -3,9 +3,9 @@
     .venv/bin/python benchmarks/ttft.py
     .venv/bin/python benchmarks/ttft.py --quick    # three lengths, once
 
-Two servers, one after the other: stock vLLM (MEGACONTEXT_DISABLE=1), then the same with the plugin. The plugin's server
-also gets the stock prompt, which it must leave to stock vLLM: how far that row is from 1 is what time changed between
-the two servers. A first ask has a document that the server never saw; a second ask, another question about it.
+Two servers are up at once and asked in turn, never both: stock vLLM (MEGACONTEXT_DISABLE=1), and the same with the
+plugin. The plugin's server also gets a prompt of just the window, which it must leave to stock vLLM: how far that row
+is from 1 is noise. A first ask has a document that the server never saw; a second ask, another question about it.
 
 Arguments that are not named here go to both servers.
 """
@@ -14,6 +14,7 @@ import argparse
 import json
 import statistics
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,18 +79,28 @@ def measure(address: str, prompts: Prompts, tokens: int, window: int) -> list[di
     return asks
 
 
-def run(address: str, lengths: tuple[int, ...], options: argparse.Namespace) -> tuple[dict[int, list[Any]], str]:
-    prompts = Prompts(address, max(lengths))
+def warm_up(address: str, prompts: Prompts, lengths: Sequence[int]) -> None:
+    for tokens in lengths:
+        stream(address, request_body(prompts.document(tokens, QUESTIONS[0]), QUESTIONS[0], TOKENS))
+
+
+def run(stock: str, plugin: str, options: argparse.Namespace) -> tuple[list[Any], dict[int, list[Any]], str]:
+    """Measurements of both servers, given by address, and what the text was."""
+    window, lengths = options.window, options.lengths
+    short, long = Prompts(stock, window), Prompts(plugin, max(lengths))
     progress.print("  warming up")
-    for tokens in (options.window, lengths[min(1, len(lengths) - 1)]):
-        document = prompts.document(tokens, QUESTIONS[0])
-        stream(address, request_body(document, QUESTIONS[0], TOKENS))
-    # The repeats are the outer loop, so that what else the machine does falls on all lengths.
-    results: dict[int, list[Any]] = {tokens: [] for tokens in lengths}
-    for _ in range(options.repeat):
-        for tokens in lengths:
-            results[tokens].append(measure(address, prompts, tokens, options.window))
-    return results, prompts.source
+    warm_up(stock, short, [window])
+    warm_up(plugin, long, [window, lengths[0]])
+    of_stock: list[Any] = []
+    of_plugin: dict[int, list[Any]] = {tokens: [] for tokens in (window, *lengths)}
+    # The repeats are the outer loop, so that what else the machine does falls on all of them.
+    for repeat in range(options.repeat):
+        progress.print(f"  {repeat + 1} of {options.repeat}: stock vLLM")
+        of_stock.append(measure(stock, short, window, window))
+        progress.print(f"  {repeat + 1} of {options.repeat}: with the plugin")
+        for tokens in of_plugin:
+            of_plugin[tokens].append(measure(plugin, long, tokens, window))
+    return of_stock, of_plugin, long.source
 
 
 def table(stock: list[Any], plugin: dict[int, list[Any]], window: int) -> str:
@@ -117,8 +128,8 @@ def median(asks: list[Any], number: int, name: str) -> float:
 
 
 NOTES = """\
-Seconds from sending the request to its first token at an HTTP client, medians of {repeat}; {source}. ÷ stock: to stock
-vLLM's first ask, a prompt of exactly the window. Its second ask finds its document in the prefix cache. The parts are
+Seconds from sending the request to its first token at an HTTP client, medians of {repeat}; both servers were up and asked
+in turn; {source}. ÷ stock: to stock vLLM's first ask, a prompt of exactly the window. Its second ask finds its document in the prefix cache. The parts are
 those of the first ask. tokenise: a separate POST /tokenize (template, tokenizer, and the ids' way back). plan: what the
 plugin says it took (store, score, allocate, render). prefill: vLLM's metric. The rest: HTTP, copies, waiting."""
 
@@ -131,17 +142,18 @@ def main() -> None:
     if options.quick:
         options.lengths, options.repeat = QUICK_LENGTHS, 1
     facts = machine()
-    common = server_arguments(options, extra)
+    memory = "--gpu-memory-utilization"
+    half = [memory, "0.4"] if facts["gpus"] and memory not in extra else []  # there are two
+    common = server_arguments(options, [*half, *extra])
     with tempfile.TemporaryDirectory(prefix="megacontext-ttft-") as name:
         folder = Path(name)
-        progress.rule("stock vLLM")
-        with server(options.model, folder / "stock.log", common, progress, STOCK) as address:
-            stock, _ = run(address, (options.window,), options)
-        progress.rule("with the plugin")
         arguments = [*common, *plugin_arguments(options, folder / "store")]
-        with server(options.model, folder / "plugin.log", arguments, progress) as address:
-            plugin, source = run(address, (options.window, *options.lengths), options)
-    print(table(stock[options.window], plugin, options.window))
+        with (
+            server(options.model, folder / "stock.log", common, progress, STOCK) as stock_address,
+            server(options.model, folder / "plugin.log", arguments, progress) as plugin_address,
+        ):
+            stock, plugin, source = run(stock_address, plugin_address, options)
+    print(table(stock, plugin, options.window))
     print("\n" + NOTES.format(repeat=options.repeat, source=source))
     print("\n" + describe(facts, options))
     if options.json:

@@ -32,6 +32,7 @@ from megacontext_vllm.engine.scheduler import MegaContextAsyncScheduler
 from megacontext_vllm.engine.step_work import ATTRIBUTE
 from megacontext_vllm.errors import StoreError
 from megacontext_vllm.tree.level_file import Header, LevelReader, RowType, write_rows
+from megacontext_vllm.tree.nodes import span
 
 BLOCK_SIZE, VOCABULARY, NET = 16, 49152, bytes(range(16))
 
@@ -55,9 +56,11 @@ def tiny_model(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return folder
 
 
-def node_row(path: str, level: int, index: int) -> tuple[float, float, float]:
-    """What the fake worker takes for a gist: it names its node."""
-    return float(level), float(index), float(zlib.crc32(path.encode()) % 1_000_003)
+def node_row(tree: str | Path, level: int, index: int) -> tuple[float, float, float]:
+    """What the fake worker takes for a gist: it names its node and the tokens under it."""
+    with closing(LevelReader(Path(tree) / "LOD0.ctx")) as reader:
+        under = reader.rows(*span(level, index))
+    return float(level), float(index), float(zlib.crc32(under.tobytes()) % 1_000_003)
 
 
 class FakeWorker:
@@ -110,7 +113,7 @@ class FakeWorker:
             for position, (level, index) in zip(plan.gist_positions, plan.gist_nodes) if plan else ():
                 if start <= position < start + count:
                     slot = self.blocks[request_id][position // BLOCK_SIZE] * BLOCK_SIZE + int(position) % BLOCK_SIZE
-                    expected[slot] = node_row(str(plan.tree.path), level, index)
+                    expected[slot] = node_row(plan.tree.path, level, index)
                     self.spans_shown[request_id] += 1
         return pickle.loads(pickle.dumps(output)), expected
 

@@ -27,6 +27,11 @@ def history(length: int = LENGTH, seed: int = 0) -> list[int]:
     return np.random.default_rng(seed).integers(3, 49_000, length).tolist()
 
 
+def planned(rig: Any) -> None:
+    for held in rig.scheduler.held.values():
+        held.future.result(timeout=20)
+
+
 def lateness(function: Any) -> Any:
     return pytest.mark.parametrize("late", [0, 1, 2])(function)
 
@@ -66,17 +71,15 @@ def test_ingest_takes_bounded_steps_while_others_run(make_rig: MakeRig, late: in
     rig = make_rig(late=late, gist_tokens_per_step=512)
     rig.add("short", history(40), max_tokens=60)
     rig.add("long", history())
-    before = len(rig.tokens["short"])
     rig.run(until=lambda: "long" in rig.scheduler.requests)
-    assert len(rig.tokens["short"]) > before + 5, "an ingest holds nobody up"
+    assert len(rig.tokens["short"]) > 5, "an ingest holds nobody up"
     rig.run()
     assert len(rig.tokens["short"]) == 60 and len(rig.tokens["long"]) == 4
     rig.assert_clean()
 
 
 def test_a_request_that_fits_is_stock(make_rig: MakeRig) -> None:
-    rig = make_rig()
-    prompt = history(300)
+    rig, prompt = make_rig(), history(300)
     request = rig.add("short", prompt)
     assert "short" in rig.scheduler.requests and request.prompt_token_ids == prompt
     output = rig.step()
@@ -102,8 +105,8 @@ def test_a_second_turn_continues_the_tree_and_the_prefix_cache(make_rig: MakeRig
     rig.run()
     made = rig.worker.nodes_made
     rig.add("again", history())
-    rig.run(until=lambda: "again" in rig.scheduler.plans)
-    assert rig.scheduler.plans["again"].reused == LENGTH
+    planned(rig)
+    assert rig.scheduler.held["again"].future.result().reused == LENGTH
     rig.run()
     assert rig.worker.nodes_made == made, "no gist is made twice"
     # The same Working Context: all but the last block comes from the cache, so few gists are shown again.
@@ -136,6 +139,7 @@ def test_preempted_and_resumed(make_rig: MakeRig, late: int, v2: bool) -> None:
     rig = make_rig(late=late, v2=v2, blocks=2 * WINDOW // 16 + 7, caching=False)
     rig.add("a", history(seed=1), max_tokens=110)
     rig.add("b", history(seed=2), max_tokens=110)
+    planned(rig)
     rig.run(until=lambda: len(rig.scheduler.plans) == 2)
     shown = {name: len(plan.gist_nodes) for name, plan in rig.scheduler.plans.items()}
     rig.run()
@@ -176,7 +180,7 @@ def test_aborted_while_planning(make_rig: MakeRig, running: bool) -> None:
 def test_aborted_when_its_plan_has_just_come(make_rig: MakeRig) -> None:
     rig = make_rig()
     rig.add("long", history())
-    rig.scheduler.held["long"].future.result(timeout=20)
+    planned(rig)
     rig.scheduler.finish_requests(["long", "nobody"], ABORTED)
     rig.assert_clean()
     assert rig.trees() == []
@@ -202,8 +206,7 @@ def test_an_abort_leaves_a_tree_that_another_request_uses(make_rig: MakeRig) -> 
     rig = make_rig()
     rig.add("one", history())
     rig.add("two", history())
-    for held in rig.scheduler.held.values():
-        held.future.result(timeout=20)
+    planned(rig)
     rig.run(until=lambda: rig.worker.nodes_made > 32)
     rig.scheduler.finish_requests("one", ABORTED)
     assert len(rig.trees()) == 1

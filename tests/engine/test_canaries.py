@@ -1,6 +1,7 @@
 """Fails when vLLM moves or reshapes a name that the plugin depends on; also tests the tool that looks ahead."""
 
 import argparse
+import asyncio
 import ast
 import importlib.util
 import json
@@ -15,11 +16,11 @@ from typing import Any
 
 import pytest
 
-from megacontext_vllm.engine import activation, core, front_end, patches
+from megacontext_vllm.engine import activation, core, front_end, patches, tokenizing
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOL = ROOT / "tools" / "check_vllm.py"
-PATCHES = (*activation.PATCHES, *front_end.PATCHES, *core.PATCHES)
+PATCHES = (*activation.PATCHES, *front_end.PATCHES, *tokenizing.PATCHES, *core.PATCHES)
 
 
 def _load_tool() -> ModuleType:
@@ -149,6 +150,11 @@ class Stock:
         return self.result
 
 
+class AsyncStock(Stock):
+    async def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return super().__call__(*args, **kwargs)
+
+
 def _inactive(**model: Any) -> SimpleNamespace:
     """A VllmConfig that was not taken over."""
     scheduler = SimpleNamespace(scheduler_cls=None)
@@ -172,6 +178,12 @@ CALLS: dict[str, Callable[[], tuple[tuple[Any, ...], dict[str, Any]]]] = {
         (SimpleNamespace(vllm_config=_inactive(max_model_len=64)), "id", "prompt"),
         {"params": None},
     ),
+    "BaseRenderer.render_chat_async": lambda: ((SimpleNamespace(config=_inactive()), [[]], None), {"tok_params": None}),
+    "BaseRenderer.render_cmpl_async": lambda: ((SimpleNamespace(config=_inactive()), ["text"]), {"tok_params": None}),
+    "BaseRenderer._tokenize_prompt": lambda: (
+        (SimpleNamespace(config=_inactive()), {"prompt": "x" * 100_000}, SimpleNamespace()),
+        {},
+    ),
     "EngineCore._initialize_kv_caches": lambda: ((SimpleNamespace(), _inactive()), {}),
     "EngineCore.preprocess_add_request": lambda: (
         (
@@ -189,8 +201,11 @@ def test_hands_through_when_inactive(patch: patches.Patch, monkeypatch: pytest.M
     name = patch.target.partition(":")[2]
     args, kwargs = CALLS[name]()
     before = repr(args[0])
-    stock = Stock(result=args[0] if name == "EngineArgs.add_cli_args" else object())
+    kind = AsyncStock if name.endswith("_async") else Stock
+    stock = kind(result=args[0] if name == "EngineArgs.add_cli_args" else object())
     result = patch.replace(stock)(*args, **kwargs)
+    if kind is AsyncStock:
+        result = asyncio.run(result)
     assert result is stock.result or (result is None and name == "MPClient._apply_ready_response")
     assert stock.calls == [(args, kwargs)]
     assert repr(args[0]) == before, "what the method was called on is as it was"
