@@ -28,12 +28,14 @@ from pathlib import Path
 from typing import Any
 
 from workload import (
+    CHARACTERS,
     STOCK,
     Prompts,
     Stream,
     add_arguments,
     describe,
     focus_trace,
+    long_text,
     machine,
     plugin_arguments,
     prefill_seconds,
@@ -214,8 +216,9 @@ def verdict(servers: dict[str, list[dict[str, Any]]]) -> str:
 
 
 NOTES = """\
-Waits between two events of a short stream at an HTTP client, pooled over {repeat} runs; p95 and longest include the
-client. Undisturbed: {quiet:g} s before and after, in the same stream. lasts: median length of the phase. {source}."""
+Waits between two events of a short stream at an HTTP client, pooled over the runs ({repeat}); p95 and longest include
+the client. Undisturbed: {quiet:g} s before and after, in the same stream. lasts: median length of the phase. Text:
+{source}."""
 
 
 def main() -> None:
@@ -244,7 +247,7 @@ def main() -> None:
                 servers[title] = measure(address, tokens, environment is not STOCK, options)
     print(table(servers))
     print("\n" + verdict(servers))
-    source = "Text: State of the Union addresses"
+    _, source = long_text(options.tokens * CHARACTERS)
     print("\n" + NOTES.format(repeat=options.repeat, quiet=options.quiet_seconds, source=source))
     print("\n" + describe(facts, options))
     if options.json:

@@ -128,10 +128,11 @@ def median(asks: list[Any], number: int, name: str) -> float:
 
 
 NOTES = """\
-Seconds from sending the request to its first token at an HTTP client, medians of {repeat}; both servers were up and asked
-in turn; {source}. ÷ stock: to stock vLLM's first ask, a prompt of exactly the window. Its second ask finds its document in the prefix cache. The parts are
-those of the first ask. tokenise: a separate POST /tokenize (template, tokenizer, and the ids' way back). plan: what the
-plugin says it took (store, score, allocate, render). prefill: vLLM's metric. The rest: HTTP, copies, waiting."""
+Seconds from sending the request to its first token at an HTTP client, medians of {repeat}; both servers were up and
+asked in turn; {source}. ÷ stock: to stock vLLM's first ask, a prompt of exactly the window. Its second ask finds its
+document in the prefix cache. The parts are those of the first ask. tokenise: a separate POST /tokenize (template,
+tokenizer, and the ids' way back). plan: what the plugin says it took (store, score, allocate, render). prefill: vLLM's
+metric. The rest: HTTP, copies, waiting."""
 
 
 def main() -> None:

@@ -26,6 +26,7 @@ from serving import server as server
 WHOLE_TEXT = CACHE / "texts" / "state_of_the_union-all.txt"
 NAME = "benchmark"
 TIMEOUT = 900.0
+CHARACTERS = 6  # of text kept per token that is wanted: more than any text needs
 
 progress = Console(stderr=True)
 _serials = itertools.count(1)
@@ -143,7 +144,7 @@ class Prompts:
     def __init__(self, address: str, longest: int) -> None:
         self.address = address
         self._characters_per_token = 4.5
-        self.text, self.source = long_text(int(longest * 6))
+        self.text, self.source = long_text(longest * CHARACTERS)
 
     def document(self, tokens: int, question: str, *, exact: bool = False) -> str:
         """A document that nobody has seen: its first line is new. With ``question`` it has about ``tokens`` tokens.

@@ -126,13 +126,13 @@ class FakeWorker:
         assert sum(job.stop - job.start for job in work.jobs) * 32 <= self.scheduler.settings.gist_tokens_per_step
         for job in () if self.broken else work.jobs:
             path = Path(job.tree_path) / f"LOD{job.level}.ctx"
-            rows = [node_row(job.tree_path, job.level, i) for i in range(job.start, job.stop)]
             header = Header(job.level, RowType.FLOAT32, 3, 0, work.model_fingerprint, NET)
             try:
+                rows = [node_row(job.tree_path, job.level, i) for i in range(job.start, job.stop)]
                 write_rows(path, header, job.start, np.array(rows, np.float32))
                 self.nodes_made += len(rows)
-            except StoreError:
-                pass  # as in the product
+            except (StoreError, FileNotFoundError):
+                pass  # as in the product: the tree may be gone
         for fill in work.fills:
             with closing(LevelReader(Path(fill.path))) as reader:
                 rows = reader.rows(fill.start, fill.stop)

@@ -105,7 +105,6 @@ def test_a_second_turn_continues_the_tree_and_the_prefix_cache(make_rig: MakeRig
     rig.run()
     made = rig.worker.nodes_made
     rig.add("again", history())
-    planned(rig)
     assert rig.scheduler.held["again"].future.result().reused == LENGTH
     rig.run()
     assert rig.worker.nodes_made == made, "no gist is made twice"
@@ -113,7 +112,6 @@ def test_a_second_turn_continues_the_tree_and_the_prefix_cache(make_rig: MakeRig
     assert rig.worker.spans_shown["again"] < rig.worker.spans_shown["one"] / 4
     rig.add("longer", history() + history(1500, seed=1))
     rig.run()
-    assert len(rig.trees()) == 1
     # The raw prompts have far more in common than the Working Contexts; the worker checks what the cache gives.
     rig.add("fork", history()[:2000] + history(3000, seed=7))
     rig.run()
@@ -169,8 +167,7 @@ def test_aborted_while_planning(make_rig: MakeRig, running: bool) -> None:
         pass
     rig.step()
     assert scheduler.finish_requests("long", ABORTED) == [request] and request.is_finished()
-    assert scheduler.finish_requests("long", ABORTED) == []
-    assert scheduler.get_request_counts() == (0, 0)
+    assert scheduler.finish_requests("long", ABORTED) == [] and scheduler.get_request_counts() == (0, 0)
     scheduler.library._lock.release() if running else gate.set()
     scheduler._threads.submit(lambda: None).result(timeout=20)
     rig.assert_clean()
@@ -195,7 +192,6 @@ def test_aborted_while_ingesting(make_rig: MakeRig, late: int) -> None:
     rig.scheduler.finish_requests(["long"], ABORTED)
     assert rig.trees() == []
     rig.step()
-    rig.assert_clean()
     rig.add("long", history())  # jobs that were under way do not disturb the next one
     rig.run()
     assert len(rig.tokens["long"]) == 4
@@ -233,6 +229,7 @@ def test_all_requests_aborted_at_once(make_rig: MakeRig) -> None:
     rig = make_rig()
     rig.add("short", history(50), max_tokens=400)
     rig.add("admitted", history(seed=1), max_tokens=50)
+    planned(rig)
     rig.run(until=lambda: len(rig.tokens["admitted"]) > 0)
     rig.add("held", history(seed=2))
     finished = rig.scheduler.finish_requests(None, ABORTED)
