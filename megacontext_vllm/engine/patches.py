@@ -64,6 +64,10 @@ TOUCHED = (
     # front end
     "vllm.v1.engine.core_client:MPClient.vllm_config",
     "vllm.v1.engine.input_processor:InputProcessor.vllm_config",
+    "vllm.v1.kv_cache_interface:AttentionSpec",
+    "vllm.v1.kv_cache_interface:KVCacheSpec",
+    "vllm.v1.kv_cache_interface:UniformTypeKVCacheSpecs",
+    "vllm.v1.kv_cache_interface:UniformTypeKVCacheSpecs.kv_cache_specs",
     "vllm.renderers.base:BaseRenderer.config",
     "vllm.renderers.base:BaseRenderer.get_tokenizer",
     "vllm.renderers.base:BaseRenderer._wants_offsets",

@@ -26,6 +26,7 @@ from megacontext_vllm.config import SECTION, parse_config
 from megacontext_vllm.engine.description import WORKERS_ATTRIBUTE
 from megacontext_vllm.engine.gist_pages import GistPages
 from megacontext_vllm.engine.ingest import Ingest, TreeIngest
+from megacontext_vllm.engine.kv_group import slot_group
 from megacontext_vllm.engine.plan import Plan, PlanRequest
 from megacontext_vllm.engine.request_options import RequestOptions, needs_working_context
 from megacontext_vllm.engine.step_work import ATTRIBUTE, StepWork
@@ -218,9 +219,9 @@ class MegaContextScheduling:
         self._sanitise(output)
 
     def _kv_slots(self, request_id: str, positions: np.ndarray) -> np.ndarray:
-        group = self.kv_cache_config.kv_cache_groups[0]  # type: ignore[attr-defined]
-        size = group.kv_cache_spec.block_size
-        blocks = np.asarray(self.kv_cache_manager.get_block_ids(request_id)[0], np.int64)  # type: ignore[attr-defined]
+        index = slot_group(self.kv_cache_config)  # type: ignore[attr-defined]
+        size = self.kv_cache_config.kv_cache_groups[index].kv_cache_spec.block_size  # type: ignore[attr-defined]
+        blocks = np.asarray(self.kv_cache_manager.get_block_ids(request_id)[index], np.int64)  # type: ignore[attr-defined]
         return blocks[positions // size] * size + positions % size
 
     def _sanitise(self, output: SchedulerOutput) -> None:

@@ -14,6 +14,7 @@ from megacontext_vllm.engine.description import WorkerDescription
 from megacontext_vllm.engine.embedding import find_embedding, install_span_table, overlay_embedding
 from megacontext_vllm.engine.gist_pages import check_pool_size, pages_for_one_step
 from megacontext_vllm.engine.gist_pool import GistPool
+from megacontext_vllm.engine.kv_group import slot_group
 from megacontext_vllm.engine.step_work import ATTRIBUTE
 from megacontext_vllm.errors import UnsupportedEngineError
 from megacontext_vllm.nets.gistnet import load_gist_net
@@ -69,7 +70,7 @@ class MegaContextWorker:
         """Set up the KV cache, then the span table over its slots: before graphs are captured."""
         result = super().initialize_from_config(kv_cache_config)  # type: ignore[misc]
         if self.gist_pool is not None:
-            group = kv_cache_config.kv_cache_groups[0]
+            group = kv_cache_config.kv_cache_groups[slot_group(kv_cache_config)]
             slots = kv_cache_config.num_blocks * group.kv_cache_spec.block_size
             install_span_table(self.gist_pool.bind(slots, group.layer_names[0]))
         return result

@@ -18,8 +18,7 @@ from megacontext_vllm.engine.content_ids import is_content_id
 from megacontext_vllm.tree.library import namespace_of
 from megacontext_vllm.tree.tree import MegaContextTree
 
-LENGTH, WINDOW = 5000, 384
-ABORTED = RequestStatus.FINISHED_ABORTED
+LENGTH, WINDOW, ABORTED = 5000, 384, RequestStatus.FINISHED_ABORTED
 MakeRig = Callable[..., Any]
 
 

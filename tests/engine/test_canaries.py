@@ -1,8 +1,8 @@
 """Fails when vLLM moves or reshapes a name that the plugin depends on; also tests the tool that looks ahead."""
 
 import argparse
-import asyncio
 import ast
+import asyncio
 import importlib.util
 import json
 import subprocess
