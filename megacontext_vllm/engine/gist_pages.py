@@ -55,12 +55,15 @@ class GistPages:
     def place(self, wanted: Iterable[tuple[str, int, int]]) -> tuple[list[int], list[PageFill]]:
         """Make nodes resident for one step.
 
-        ``wanted``: (gist file, node index, committed rows of that file) per gist position.
+        ``wanted``: (gist file, node index, rows known to be committed in that file) per gist position.
         Returns the pool row of each and the fills that the workers must do before the forward pass. Pages named in
         one call never replace each other; the pool is sized so that one step always fits.
         """
         wanted = list(wanted)
-        needed = {PageKey(path, index // BLOCK): committed for path, index, committed in wanted}
+        needed: dict[PageKey, int] = {}
+        for path, index, committed in wanted:
+            key = PageKey(path, index // BLOCK)
+            needed[key] = max(committed, needed.get(key, 0))
         for key in needed:
             if key in self._resident:
                 self._resident.move_to_end(key)

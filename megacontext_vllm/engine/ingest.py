@@ -9,7 +9,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 
 from megacontext_vllm.engine.step_work import GistJob
-from megacontext_vllm.errors import CorruptTreeError
+from megacontext_vllm.errors import CorruptTreeError, StoreError
 from megacontext_vllm.tree.level_file import LevelReader
 from megacontext_vllm.tree.nodes import BLOCK, depth, num_nodes
 from megacontext_vllm.tree.tree import MegaContextTree
@@ -74,9 +74,15 @@ class TreeIngest:
 
     def executed(self, job: GistJob) -> None:
         """The step that carried ``job`` has run: see whether its rows are there, else ask again."""
-        committed = self.tree.gist_count(job.level)
+        try:
+            committed = self.tree.gist_count(job.level)
+        except StoreError as error:  # damaged under our hands; three of these and the tree does without gists
+            logger.error("MegaContext: %s", error)
+            committed = self.committed[job.level]
         self.committed[job.level] = committed
-        if committed < job.stop:
+        if committed >= job.stop:
+            self.failures = 0
+        else:
             self.failures += 1
             self.asked[job.level] = committed
 

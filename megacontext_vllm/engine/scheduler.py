@@ -34,6 +34,7 @@ from megacontext_vllm.engine.traces import write_trace
 from megacontext_vllm.engine.wiring import make_planner
 from megacontext_vllm.errors import MegaContextError, RequestError
 from megacontext_vllm.tree.library import namespace_of
+from megacontext_vllm.tree.nodes import num_nodes
 
 logger = logging.getLogger("vllm.megacontext")
 
@@ -51,6 +52,7 @@ class HeldRequest:
     future: Future[Plan]
     plan: Plan | None = None
     ingest: TreeIngest | None = None
+    created: bool = False  # whether this request made the tree
     held_since: float = 0.0
 
 
@@ -111,6 +113,7 @@ class MegaContextScheduling:
                     continue
                 try:
                     held.plan = held.future.result()
+                    held.created |= held.plan.created
                 except Exception as error:
                     del self.held[held.request.request_id]
                     self._fail(held.request, error)
@@ -197,7 +200,6 @@ class MegaContextScheduling:
         """Find the gist positions of this step, place their pages, and hide their ids from the workers."""
         slots: list[np.ndarray] = []
         wanted: list[tuple[str, int, int]] = []
-        committed: dict[str, int] = {}
         for request_id, scheduled in output.num_scheduled_tokens.items():
             plan = self.plans.get(request_id)
             if plan is None or not plan.gist_nodes:
@@ -208,10 +210,8 @@ class MegaContextScheduling:
                 continue
             slots.append(self._kv_slots(request_id, plan.gist_positions[first:last]))
             for level, index in plan.gist_nodes[first:last]:
-                path = str(plan.tree.gist_path(level))
-                if path not in committed:
-                    committed[path] = plan.tree.gist_count(level)
-                wanted.append((path, index, committed[path]))
+                # The request was admitted once every complete node of its history had its gist committed.
+                wanted.append((str(plan.tree.gist_path(level)), index, num_nodes(plan.length, level)))
         if wanted:
             assert self.gist_pages is not None
             rows, work.fills = self.gist_pages.place(wanted)
@@ -302,12 +302,12 @@ class MegaContextScheduling:
             if future.cancelled() or future.exception() is not None:
                 return
             plan = future.result()
-            self._release(plan.tree, discard=plan.created)
+            self._release(plan.tree, discard=held.created or plan.created)
 
         if held.future.cancel():
             return
         if held.plan is not None:
-            self._release(held.plan.tree, discard=held.plan.created)
+            self._release(held.plan.tree, discard=held.created)
         else:
             held.future.add_done_callback(give_up)
 
