@@ -15,6 +15,14 @@ from megacontext_vllm.errors import RequestError
 ENGINE_LENGTH = "megacontext_engine_max_model_len"
 
 
+_lifted = False
+
+
+def is_lifted() -> bool:
+    """Whether this process is the front end of an engine whose length limit was lifted."""
+    return _lifted
+
+
 def _wrap_apply_ready_response(original: Callable[..., Any]) -> Callable[..., Any]:
     def _apply_ready_response(self: Any, payload: bytes) -> None:
         original(self, payload)
@@ -24,6 +32,8 @@ def _wrap_apply_ready_response(original: Callable[..., Any]) -> Callable[..., An
         # vLLM keeps the smallest length of all engines; behind a lifted limit that has to be remembered here.
         smallest = min(model_config.max_model_len, getattr(model_config, ENGINE_LENGTH, model_config.max_model_len))
         object.__setattr__(model_config, ENGINE_LENGTH, smallest)
+        global _lifted
+        _lifted = True
         settings = parse_config(self.vllm_config.additional_config[SECTION])
         model_config.max_model_len = max(settings.history_limit, model_config.max_model_len)
 

@@ -68,6 +68,8 @@ TOUCHED = (
     "vllm.v1.kv_cache_interface:KVCacheSpec",
     "vllm.v1.kv_cache_interface:UniformTypeKVCacheSpecs",
     "vllm.v1.kv_cache_interface:UniformTypeKVCacheSpecs.kv_cache_specs",
+    "vllm.v1.engine.detokenizer:FastIncrementalDetokenizer.stream",
+    "vllm.v1.engine.detokenizer:FastIncrementalDetokenizer.skip_special_tokens",
     "vllm.renderers.base:BaseRenderer.config",
     "vllm.renderers.base:BaseRenderer.get_tokenizer",
     "vllm.renderers.base:BaseRenderer._wants_offsets",
