@@ -20,7 +20,7 @@ import httpx
 from rich.console import Console
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
-from serving import CACHE, MODEL, TEXT
+from serving import CACHE, MODEL, TEXT, default_dtype, gpus
 from serving import server as server
 
 WHOLE_TEXT = CACHE / "texts" / "state_of_the_union-all.txt"
@@ -62,22 +62,6 @@ STOCK = {"MEGACONTEXT_DISABLE": "1"}
 
 
 # ---- the machine ----------------------------------------------------------------------------------------------------
-
-
-def gpus() -> list[str]:
-    if not shutil.which("nvidia-smi"):
-        return []
-    done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True)
-    return [line.partition(" (UUID")[0] for line in done.stdout.splitlines() if line.startswith("GPU ")]
-
-
-def default_dtype() -> str:
-    """``float32`` on a CPU that would have to emulate bfloat16, else ``auto``."""
-    try:
-        flags = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return "auto"
-    return "auto" if gpus() or "avx512_bf16" in flags or "amx" in flags else "float32"
 
 
 def machine() -> dict[str, Any]:

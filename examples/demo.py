@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
-from serving import MODEL, TEXT, server
+from serving import MODEL, TEXT, default_dtype, server
 
 QUESTIONS = (
     "Which lieutenant ascended the Mississippi to its source?",
@@ -71,11 +71,16 @@ def show_focus(address: str, response_id: str) -> None:
         f"({trace['working_context'] / trace['history_tokens']:.2%}); {trace['reused_tokens']:,} were already stored. "
         f"Plan: {', '.join(f'{name} {value * 1000:.0f} ms' for name, value in seconds.items())}."
     )
-    table = Table("tokens", "why", "score", "text", title="Focus", show_lines=False)
-    for span in runs(trace["entries"]):
+    spans = runs(trace["entries"])
+    best = max(spans, key=lambda span: span["score"])
+    table = Table("tokens", "why", "score", "text", title="Focus: what was shown raw, in order")
+    for span in spans:
         text = " ".join(span["text"].split())
-        shown = text if len(text) <= 240 else f"{text[:150]} … {text[-80:]}"
-        table.add_row(f"{span['start']:,}-{span['end']:,}", span["reason"], f"{span['score']:.2f}", escape(shown))
+        if span is not best and len(text) > 120:
+            text = f"{text[:70]} … {text[-45:]}"
+        style = "bold green" if span is best else None
+        where = f"{span['start']:,}-{span['end']:,}"
+        table.add_row(where, span["reason"], f"{span['score']:.2f}", escape(text), style=style)
     console.print(table)
 
 
@@ -114,7 +119,7 @@ def main() -> None:
         store = options.keep_store or Path(folder) / "store"
         arguments = [
             *("--plugin", "megacontext", "--served-model-name", "demo", "--max-model-len", str(MAX_MODEL_LEN)),
-            *("--max-num-seqs", "16", "--enforce-eager"),
+            *("--max-num-seqs", "16", "--enforce-eager", "--dtype", default_dtype()),
             *("--additional-config.megacontext.window", str(WINDOW)),
             *("--additional-config.megacontext.store", str(store)),
             *server_arguments,

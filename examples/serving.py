@@ -1,6 +1,7 @@
 """Start a real vLLM server and end it again with all that it started; for the demo and the benchmarks."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -24,6 +25,22 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def gpus() -> list[str]:
+    if not shutil.which("nvidia-smi"):
+        return []
+    done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True)
+    return [line.partition(" (UUID")[0] for line in done.stdout.splitlines() if line.startswith("GPU ")]
+
+
+def default_dtype() -> str:
+    """``float32`` on a CPU that would have to emulate bfloat16, else ``auto``."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return "auto"
+    return "auto" if gpus() or "avx512_bf16" in flags or "amx" in flags else "float32"
 
 
 @contextmanager

@@ -15,12 +15,12 @@ STEPS = 24
 
 @pytest.fixture(scope="module")
 def tight(start_engine: Callable[..., Engine]) -> Engine:
-    """Chunks of 256 tokens and a KV cache of 37 usable blocks, so that two requests cannot grow together."""
+    """Chunks of 256 tokens and a KV cache of 35 usable blocks, so that two requests cannot grow together."""
     return start_engine(
         {"gist_net": f"random:{GIST_SEED}", "window": 512},
         max_num_batched_tokens=256,
         max_num_seqs=8,
-        num_gpu_blocks_override=38,
+        num_gpu_blocks_override=36,
     )
 
 
