@@ -5,12 +5,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from megacontext_vllm import cli
+from megacontext_vllm.cli import doctor, stored
 from megacontext_vllm.config import MegaContextConfig
 from megacontext_vllm.tree.level_file import Header, RowType, write_rows
 from megacontext_vllm.tree.library import TreeLibrary, namespace_of
@@ -176,7 +178,7 @@ def test_nothing_is_written_and_no_writer_is_locked_out(
         return {str(file): (file.stat().st_size, file.stat().st_mtime_ns) for file in found}
 
     before = files()
-    with cli.closing(cli.open_tree(tree.path)) as reading:
+    with closing(stored.open_tree(tree.path)) as reading:
         tree.append(tokens(10, seed=4))  # the server's handle goes on writing
         assert reading.length == 3010
         assert not reading.writable
@@ -223,8 +225,8 @@ def test_every_setting_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def healthy(monkeypatch: pytest.MonkeyPatch, **versions: str) -> None:
-    monkeypatch.setattr(cli, "installed", {"vllm": "0.32.0+cpu", **versions}.get)
-    monkeypatch.setattr(cli, "graphics_cards", lambda: [])
+    monkeypatch.setattr(doctor, "installed", {"vllm": "0.32.0+cpu", **versions}.get)
+    monkeypatch.setattr(doctor, "graphics_cards", lambda: [])
     for name in ("MEGACONTEXT_DISABLE", "VLLM_PLUGINS", "VLLM_ENABLE_V1_MULTIPROCESSING"):
         monkeypatch.delenv(name, raising=False)
 
@@ -267,7 +269,7 @@ def test_doctor_finds_another_vllm(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     healthy(monkeypatch)
-    monkeypatch.setattr(cli, "installed", {"vllm": found}.get)
+    monkeypatch.setattr(doctor, "installed", {"vllm": found}.get)
     assert run("doctor", "--store", store) == 1
     assert expected in capsys.readouterr().out
 
@@ -285,7 +287,7 @@ def test_doctor_finds_a_full_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     healthy(monkeypatch)
-    monkeypatch.setattr(cli, "LITTLE_SPACE", 1 << 60)
+    monkeypatch.setattr(doctor, "LITTLE_SPACE", 1 << 60)
     assert run("doctor", "--store", tmp_path) == 1
     assert "free some of the disk" in capsys.readouterr().out
 

@@ -10,7 +10,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -135,6 +135,24 @@ class TreeIndex:
     def close(self) -> None:
         with self._lock:
             self._connection.close()
+
+
+def read_last_accesses(path: Path) -> dict[tuple[str, str], float]:
+    """``(namespace, tree id)`` to Unix seconds of the last use, for every model; empty without an index.
+
+    For looking at a store from outside: it leaves no file behind and mends nothing. Raises StoreError.
+    """
+    if not path.exists():
+        return {}
+    try:
+        # Without a write-ahead log nobody has it open. Any other way than "immutable" would then leave files behind, of
+        # this user's, that the server's user may not open.
+        how = "mode=ro" if path.with_name(path.name + "-wal").exists() else "immutable=1"
+        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?{how}", uri=True, timeout=2)) as connection:
+            rows = connection.execute("SELECT namespace, tree_id, last_access FROM trees").fetchall()
+    except sqlite3.Error as error:
+        raise StoreError(f"{path} cannot be read ({error})") from error
+    return {(namespace, tree_id): last_access for namespace, tree_id, last_access in rows}
 
 
 def _connect_or_replace(path: Path) -> sqlite3.Connection:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from megacontext_vllm.errors import StoreError
-from megacontext_vllm.tree.index import TreeIndex
+from megacontext_vllm.tree.index import TreeIndex, read_last_accesses
 
 MODEL, OTHER_MODEL = bytes(16), bytes(range(16))
 CHAIN = [bytes([k]) * 16 for k in range(9)]
@@ -69,6 +69,28 @@ def test_threads_share_it(index: TreeIndex) -> None:
     for thread in threads:
         thread.join()
     assert len(index.trees("default")) == 4
+
+
+def test_last_accesses_are_read_without_a_trace(index: TreeIndex, tmp_path: Path) -> None:
+    path = tmp_path / "index.sqlite"
+    other = TreeIndex(path, OTHER_MODEL)
+    index.record("default", "a", 1024, 5.0)
+    other.record("abc", "b", 1024, 5.0)
+    expected = {
+        ("default", "a"): index.trees("default")[0].last_access,
+        ("abc", "b"): other.trees("abc")[0].last_access,
+    }
+    assert read_last_accesses(path) == expected  # while others write
+    index.close()
+    other.close()
+    files = set(tmp_path.iterdir())
+    assert read_last_accesses(path) == expected
+    assert read_last_accesses(tmp_path / "absent.sqlite") == {}
+    assert set(tmp_path.iterdir()) == files
+    path.write_bytes(b"not a database at all" * 100)
+    with pytest.raises(StoreError, match=r"index\.sqlite cannot be read"):
+        read_last_accesses(path)
+    assert set(tmp_path.iterdir()) == files
 
 
 def test_unreadable_index_is_moved_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

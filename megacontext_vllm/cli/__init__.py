@@ -1,0 +1,117 @@
+"""The command ``megacontext``: look at stored trees, list the settings, find out why a server does not start.
+
+It only reads, takes no lock and repairs nothing, so it may be used beside a running server. It needs neither torch nor
+vLLM.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from megacontext_vllm import __version__
+from megacontext_vllm.cli import doctor, settings, tree
+from megacontext_vllm.cli.text import one_line
+from megacontext_vllm.config import default_store
+from megacontext_vllm.errors import MegaContextError
+from megacontext_vllm.tree.library import namespace_of
+from megacontext_vllm.tree.nodes import BLOCK
+
+EXAMPLES = """\
+examples:
+  megacontext doctor                                  is everything there that a server needs?
+  megacontext settings                                what can be set, and what the defaults are
+  megacontext tree ls                                 the stored histories
+  megacontext tree ls --cache-salt alice              those of one client
+  megacontext tree info 3f2a                          one tree; the first characters of its id are enough
+  megacontext tree show 3f2a 0 200 --tokenizer MODEL  its first 200 tokens, as text
+
+A server with an unbounded history:  vllm serve MODEL --plugin megacontext
+"""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The function in ``options.run`` takes the parsed options and returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="megacontext",
+        description="Look at what MegaContext for vLLM has stored, and at how it is set up. Nothing is ever changed.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"megacontext-vllm {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    store = argparse.ArgumentParser(add_help=False)
+    store.add_argument(
+        "--store",
+        type=Path,
+        default=default_store(),
+        metavar="DIR",
+        help="folder of the trees: the server's megacontext.store (default: %(default)s)",
+    )
+    trees = argparse.ArgumentParser(add_help=False, parents=[store])
+    owner = trees.add_mutually_exclusive_group()
+    owner.add_argument(
+        "--namespace", metavar="NS", help="only this namespace, as listed; 'default' is that of requests without a salt"
+    )
+    owner.add_argument("--cache-salt", metavar="SALT", help="only the namespace of requests sent with this cache_salt")
+    machine = argparse.ArgumentParser(add_help=False)
+    machine.add_argument("--json", action="store_true", help="for programs: JSON on standard output")
+    one_tree = argparse.ArgumentParser(add_help=False)
+    one_tree.add_argument("tree", metavar="TREE", help="its id, or enough of its first characters")
+
+    actions = commands.add_parser(
+        "tree", help="stored trees: list them, look into one", description="Stored trees."
+    ).add_subparsers(title="actions", metavar="ACTION", required=True)
+    actions.add_parser(
+        "ls",
+        parents=[trees, machine],
+        help="list the trees",
+        description="The stored trees, the last used first. LOD0 are tokens; LOD1 and up, gists of 32, 1,024 ...",
+    ).set_defaults(run=tree.ls)
+    actions.add_parser(
+        "info",
+        parents=[trees, machine, one_tree],
+        help="one tree and its levels",
+        description="One tree: where it lies, which model it belongs to, and how far each level's gists are made.",
+    ).set_defaults(run=tree.info)
+    show = actions.add_parser(
+        "show",
+        parents=[trees, one_tree],
+        help="tokens of one tree, or their text",
+        description=f"Print tokens START to STOP (STOP not included), {BLOCK} a line, or their text.",
+    )
+    show.add_argument("start", metavar="START", type=int, help="first token, from 0")
+    show.add_argument("stop", metavar="STOP", type=int, help="the token behind the last")
+    show.add_argument("--tokenizer", type=Path, metavar="DIR", help="the model's folder: print text, not token ids")
+    show.set_defaults(run=tree.show)
+
+    commands.add_parser(
+        "settings", parents=[machine], help="every setting of the plugin", description="Every setting and its default."
+    ).set_defaults(run=settings.show)
+    commands.add_parser(
+        "doctor",
+        parents=[store],
+        help="check this installation",
+        description="Check vLLM's version, the plugin's registration, the environment, the device and the store. "
+        "Ends with status 1, and says what to do, if a server with --plugin megacontext could not work.",
+    ).set_defaults(run=doctor.report)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit status: 0, 1 (doctor found something), 2 (a usage or user's error, one line on stderr)."""
+    options = make_parser().parse_args(arguments)
+    if getattr(options, "cache_salt", None) is not None:
+        options.namespace = namespace_of(options.cache_salt)
+    try:
+        status: int = options.run(options)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # `megacontext tree ls | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (MegaContextError, OSError) as error:
+        print(f"megacontext: error: {one_line(error)}", file=sys.stderr)
+        return 2
