@@ -40,10 +40,13 @@ class MegaContextConfig(BaseModel):
         description="Positions kept free for the answer. Default: a quarter of max_model_len, at most 1,024.",
     )
     history_limit: int = Field(
-        default=1 << 24, ge=1, description="Longest history accepted; reported as max_model_len by /v1/models."
+        default=1 << 24,
+        ge=1,
+        le=1 << 30,
+        description="Longest history accepted; reported as max_model_len by /v1/models.",
     )
     store: Path = Field(default_factory=default_store, description="Folder of the trees and their index.")
-    head_tokens: int = Field(default=64, ge=0, description="First tokens pinned raw (system prompt, template).")
+    head_tokens: int = Field(default=64, ge=0, description="First tokens pinned raw, at most a quarter of the window.")
     tail_tokens: int = Field(
         default=128, ge=1, description="Last tokens pinned raw. A longer question is pinned from its start."
     )

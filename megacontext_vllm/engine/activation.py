@@ -30,13 +30,14 @@ SCHEDULERS = {
 }
 
 
-# The value of VLLM_PLUGINS that this module wrote: it asks for the routes of one engine, not for the next engine.
-_written: str | None = None
+# Holds the value of VLLM_PLUGINS that this module wrote: it asks for the routes of one engine, not for the next engine,
+# be it in this process or in a child that inherits the environment.
+WRITTEN = "MEGACONTEXT_WROTE_VLLM_PLUGINS"
 
 
 def _asked_for_by_environment() -> bool:
     names = os.environ.get("VLLM_PLUGINS", "")
-    return names != _written and PLUGIN in names.split(",")
+    return PLUGIN in names.split(",") and names != os.environ.get(WRITTEN)
 
 
 def _allow_endpoints() -> None:
@@ -45,7 +46,6 @@ def _allow_endpoints() -> None:
     That variable is also the allow-list of every other plugin group, so where it was unset all that would have been
     loaded is named.
     """
-    global _written
     if "VLLM_PLUGINS" in os.environ:
         names = os.environ["VLLM_PLUGINS"].split(",")
     else:
@@ -53,8 +53,7 @@ def _allow_endpoints() -> None:
         names = sorted(installed - CONSENT_BY_NAME)
     if PLUGIN in os.environ.get("VLLM_PLUGINS", "").split(","):
         return
-    _written = ",".join([*(name for name in names if name != PLUGIN), PLUGIN])
-    os.environ["VLLM_PLUGINS"] = _written
+    os.environ["VLLM_PLUGINS"] = os.environ[WRITTEN] = ",".join([*(name for name in names if name != PLUGIN), PLUGIN])
 
 
 def _wrap_add_cli_args(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -128,6 +127,8 @@ def _take_over(config: Any) -> None:
     for feature, used in refused.items():
         if used:
             raise UnsupportedEngineError(f"MegaContext does not work with {feature} yet; leave it out.")
+    if parse_config(config.additional_config[SECTION]).gist_net is not None:
+        _refuse_with_gists(config)
     if model.runner_type != "generate":
         return  # a pooling model reads its whole input; there is nothing to add
     if parallel.worker_cls not in WORKERS:
@@ -136,6 +137,25 @@ def _take_over(config: Any) -> None:
         )
     parallel.worker_cls = WORKERS[parallel.worker_cls]
     config.scheduler_config.scheduler_cls = SCHEDULERS[bool(config.scheduler_config.async_scheduling)]
+
+
+def _refuse_with_gists(config: Any) -> None:
+    speculation = config.speculative_config
+    refused = {
+        # Such models are fed embeddings that were looked up before there is a slot mapping.
+        "a multimodal model": config.model_config.is_multimodal_model,
+        "--enable-prompt-embeds": config.model_config.enable_prompt_embeds,
+        # A drafter that shares the embedding layer has no slots of the target's layers.
+        "speculative decoding other than n-gram": speculation is not None and speculation.method != "ngram",
+        # Both hand prompt ids to others before they are sanitised.
+        "a KV connector": config.kv_transfer_config is not None,
+        "KV cache events": config.kv_events_config is not None and config.kv_events_config.enable_kv_cache_events,
+    }
+    for feature, used in refused.items():
+        if used:
+            raise UnsupportedEngineError(
+                f"MegaContext cannot show gists with {feature} yet: leave megacontext.gist_net unset."
+            )
 
 
 def is_active(config: Any) -> bool:

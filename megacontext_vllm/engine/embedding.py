@@ -40,7 +40,10 @@ def install_span_table(table: SpanTable | None) -> None:
 
 def _overlay(embeddings: torch.Tensor) -> torch.Tensor:
     spans = _span_table
-    if spans is None or not is_forward_context_available():
+    if spans is None:
+        return embeddings.clone()
+    if not is_forward_context_available():
+        assert not spans.active, "this model looks embeddings up outside its forward pass; gists cannot be shown"
         return embeddings.clone()
     if embeddings.device.type == "cpu" and not spans.active:
         return embeddings.clone()

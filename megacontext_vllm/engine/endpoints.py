@@ -1,9 +1,9 @@
 """Our HTTP routes: what a response was shown."""
 
 from argparse import Namespace
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import APIRouter, FastAPI, HTTPException, Request
+from fastapi import APIRouter, FastAPI, Header, HTTPException, Request
 from starlette.datastructures import State
 
 from megacontext_vllm.config import SECTION, parse_config
@@ -15,15 +15,18 @@ router = APIRouter(prefix="/v1/megacontext", tags=["MegaContext"])
 
 
 @router.get("/focus/{response_id}")
-async def focus(response_id: str, request: Request, cache_salt: str | None = None) -> dict[str, Any]:
+async def focus(
+    response_id: str, request: Request, x_cache_salt: Annotated[str | None, Header()] = None
+) -> dict[str, Any]:
     """The Working Context of a response that was asked for with ``vllm_xargs: {"megacontext_trace": true}``.
 
-    ``cache_salt`` must be the one the request was sent with: traces of other namespaces are not found.
+    The header ``X-Cache-Salt`` must be the ``cache_salt`` the request was sent with: traces of other namespaces are
+    not found. A header, because addresses end up in logs and the salt is the client's secret.
     """
     settings = request.app.state.megacontext_settings
     if settings is None:
         raise HTTPException(503, "This server was not started with --plugin megacontext.")
-    trace = read_trace(settings.store, namespace_of(cache_salt), response_id)
+    trace = read_trace(settings.store, namespace_of(x_cache_salt), response_id)
     if trace is None:
         raise HTTPException(
             404,

@@ -44,10 +44,49 @@ def _wrap_process_inputs(original: Callable[..., Any]) -> Callable[..., Any]:
     def process_inputs(self: Any, *args: Any, **kwargs: Any) -> Any:
         request = original(self, *args, **kwargs)
         if is_active(self.vllm_config):
+            settle_max_tokens(self.vllm_config, request)
             check_request(self.vllm_config, request)
         return request
 
     return process_inputs
+
+
+def settle_max_tokens(vllm_config: Any, request: Any) -> None:
+    """Undo what the lifted limit does to an unset ``max_tokens``: it arrives as all that is left of history_limit.
+
+    A prompt that fits the engine gets what stock vLLM gives it, the rest of the engine's length; a longer one an
+    answer that can at most fill the engine. Raises VLLMValidationError if ``min_tokens`` is more than that.
+    """
+    params = request.sampling_params
+    engine_length = getattr(vllm_config.model_config, ENGINE_LENGTH)
+    if params is None or params.max_tokens is None or params.max_tokens < engine_length:
+        return
+    length = len(request.prompt_token_ids or ())
+    params.max_tokens = engine_length - length if length < engine_length else engine_length
+    if params.min_tokens > params.max_tokens:
+        raise VLLMValidationError(
+            f"min_tokens must be less than or equal to max_tokens={params.max_tokens}, got {params.min_tokens}.",
+            parameter="min_tokens",
+            value=params.min_tokens,
+        )
+
+
+def _wrap_beam_search(original: Callable[..., Any]) -> Callable[..., Any]:
+    def beam_search(self: Any, prompt: Any, request_id: str, params: Any, *args: Any, **kwargs: Any) -> Any:
+        vllm_config = self.engine_client.vllm_config
+        if is_active(vllm_config):
+            engine_length = getattr(vllm_config.model_config, ENGINE_LENGTH)
+            length = len(prompt.get("prompt_token_ids") or ())
+            if length >= engine_length:
+                raise VLLMValidationError(
+                    f"Beam search works on prompts that fit the model's window of {engine_length:,} tokens; this one "
+                    f"has {length:,}. Leave out use_beam_search.",
+                    parameter="use_beam_search",
+                )
+            params.max_tokens = min(params.max_tokens, engine_length - length)
+        return original(self, prompt, request_id, params, *args, **kwargs)
+
+    return beam_search
 
 
 def check_request(vllm_config: Any, request: Any) -> None:
@@ -84,5 +123,11 @@ PATCHES = (
         why="refuses, with 400, what cannot be served from a Working Context (prompt_logprobs, media, bad options)",
         until="vLLM offers plugins a request validation hook (current_platform.validate_request has one per platform)",
         replace=_wrap_process_inputs,
+    ),
+    Patch(
+        target="vllm.entrypoints.generate.beam_search.online:BeamSearchOnlineMixin.beam_search",
+        why="bounds beam search by the engine's length: the lifted limit would let it run for millions of steps",
+        until="vLLM separates the longest accepted prompt from the engine's context length",
+        replace=_wrap_beam_search,
     ),
 )

@@ -76,7 +76,7 @@ class TreeIngest:
         """The step that carried ``job`` has run: see whether its rows are there, else ask again."""
         try:
             committed = self.tree.gist_count(job.level)
-        except StoreError as error:  # damaged under our hands; three of these and the tree does without gists
+        except (StoreError, OSError) as error:  # damaged under our hands; three of these and we do without gists
             logger.error("MegaContext: %s", error)
             committed = self.committed[job.level]
         self.committed[job.level] = committed

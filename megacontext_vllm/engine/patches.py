@@ -73,6 +73,7 @@ TOUCHED = (
     "vllm.renderers.base:BaseRenderer.config",
     "vllm.renderers.base:BaseRenderer.get_tokenizer",
     "vllm.renderers.base:BaseRenderer._wants_offsets",
+    "vllm.renderers.base:BaseRenderer._can_produce_offsets",
     "vllm.renderers.base:BaseRenderer._build_tokens_prompt",
     "vllm.renderers.params:TokenizeParams.get_encode_kwargs",
     "vllm.v1.engine.input_processor:InputProcessor.assign_request_id",

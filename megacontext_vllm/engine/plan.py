@@ -3,6 +3,7 @@
 Runs in a thread beside the engine loop; nothing here touches vLLM's state.
 """
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -12,12 +13,16 @@ import numpy.typing as npt
 
 from megacontext_vllm.config import MegaContextConfig
 from megacontext_vllm.engine.content_ids import content_id
+from megacontext_vllm.errors import BudgetError
 from megacontext_vllm.focus.allocator import allocate
 from megacontext_vllm.focus.lexical import LexicalLens
 from megacontext_vllm.focus.query import Query, find_query
 from megacontext_vllm.focus.working_context import Entry, Kind, WorkingContext
 from megacontext_vllm.tree.library import TreeLibrary
+from megacontext_vllm.tree.nodes import BLOCK
 from megacontext_vllm.tree.tree import MegaContextTree
+
+logger = logging.getLogger("vllm.megacontext")
 
 Tokens = npt.NDArray[np.uint32]
 
@@ -117,17 +122,16 @@ class Planner:
         self, tokens: Tokens, query: Query, utility: npt.NDArray[np.float32], window: int, gists: bool
     ) -> WorkingContext:
         length = len(tokens)
-        # The asking part stays raw, but never at the price of all room for evidence.
-        asking = min(length - query.start, window // 2)
-        return allocate(
-            length,
-            window,
-            utility,
-            head=self.settings.head_tokens,
-            tail=max(self.settings.tail_tokens, asking),
-            gists=gists,
-            gap_cost=len(self.gap_ids),
-        )
+        # The asking part stays raw, but never at the price of all room for evidence. The allocator rounds the tail
+        # outwards to a whole block.
+        tail = min(max(self.settings.tail_tokens, length - query.start), window // 2 - BLOCK)
+        head = min(self.settings.head_tokens, window // 4 // BLOCK * BLOCK)
+        if gists:
+            try:
+                return allocate(length, window, utility, head=head, tail=tail, gists=True)
+            except BudgetError as error:
+                logger.warning("MegaContext: unexpanded spans are hidden in this request: %s", error)
+        return allocate(length, window, utility, head=head, tail=tail, gists=False, gap_cost=len(self.gap_ids))
 
     def _render(self, tree: MegaContextTree, tokens: Tokens, context: WorkingContext) -> Plan:
         prompt: list[int] = []

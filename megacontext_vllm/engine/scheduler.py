@@ -121,7 +121,7 @@ class MegaContextScheduling:
                 if held.plan.gist_nodes:
                     try:
                         held.ingest = self.ingest.watch(held.plan.tree, held.plan.length)
-                    except MegaContextError as error:  # unusable gists, and another process is the writer
+                    except (MegaContextError, OSError) as error:  # unusable gists that we may not replace
                         logger.error("MegaContext: %s", error)
                         self._plan_without_gists(held)
                         continue
@@ -149,7 +149,8 @@ class MegaContextScheduling:
         request, plan = held.request, held.plan
         assert plan is not None
         del self.held[request.request_id]
-        request.prompt_token_ids = plan.prompt
+        # vLLM hashes _all_token_ids; everything that looks into the prompt itself gets ordinary tokens.
+        request.prompt_token_ids = plan.worker_prompt
         request._all_token_ids[:] = plan.prompt
         request.num_prompt_tokens = len(plan.prompt)
         request.block_hashes.clear()
@@ -312,8 +313,15 @@ class MegaContextScheduling:
             held.future.add_done_callback(give_up)
 
     def _release(self, tree: Any, discard: bool = False) -> None:
-        """Let go of a plan's tree. Also called from the planning thread, for a plan that came too late."""
-        (self.library.discard if discard else self.library.release)(tree)
+        """Let go of a plan's tree, in the planning thread: the library's lock and the disk may keep it waiting."""
+
+        def let_go() -> None:
+            try:
+                (self.library.discard if discard else self.library.release)(tree)
+            except (MegaContextError, OSError) as error:
+                logger.warning("MegaContext: tree %s could not be put away: %s", tree.tree_id, error)
+
+        self._threads.submit(let_go)
 
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
         plan = self.plans.pop(request.request_id, None)
@@ -327,13 +335,9 @@ class MegaContextScheduling:
 
     def shutdown(self) -> None:
         self._threads.shutdown(wait=True, cancel_futures=True)
-        for held in self.held.values():
-            if held.plan is not None:
-                self.library.release(held.plan.tree)
-        for plan in self.plans.values():
-            self.library.release(plan.tree)
         self.held.clear()
         self.plans.clear()
+        self.library.close()
         super().shutdown()  # type: ignore[misc]
 
 

@@ -51,7 +51,7 @@ def _wrap_tokenize_prompt(original: Callable[..., Any]) -> Callable[..., Any]:
         tokenizer = self.get_tokenizer()
         arguments = params.get_encode_kwargs()
         adds = arguments["add_special_tokens"] and tokenizer.num_special_tokens_to_add() > 0
-        if adds or not getattr(tokenizer, "is_fast", False):
+        if adds or not self._can_produce_offsets():
             return original(self, prompt, params)
 
         def tokenize(part: str) -> tuple[list[int], Any]:

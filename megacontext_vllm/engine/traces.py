@@ -18,7 +18,7 @@ logger = logging.getLogger("vllm.megacontext")
 
 # vLLM appends eight random characters to the id that the client sees, and prefixes children of n > 1 with their index.
 _INTERNAL_ID = re.compile(r"^(?:\d+_)?(?P<external>.+?)-[0-9a-f]{8}$")
-_SAFE_ID = re.compile(r"[A-Za-z0-9_-]{1,200}")
+_SAFE_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,199}")
 
 
 def response_id(request_id: str) -> str:
@@ -53,7 +53,7 @@ def write_trace(settings: MegaContextConfig, request: PlanRequest, plan: Plan) -
             "seconds": {name: round(value, 4) for name, value in plan.seconds.items()},
             "entries": plan.described,
         }
-        unfinished = path.with_suffix(".tmp")
+        unfinished = path.with_name(f"{path.name}.tmp")
         unfinished.write_text(json.dumps(trace))
         os.replace(unfinished, path)
         traces = sorted(path.parent.glob("*.json"), key=lambda p: p.stat().st_mtime)
@@ -64,8 +64,10 @@ def write_trace(settings: MegaContextConfig, request: PlanRequest, plan: Plan) -
 
 
 def read_trace(store: Path, namespace: str, external_id: str) -> dict[str, Any] | None:
-    path = trace_path(store, namespace, external_id)
-    if path is None or not path.is_file():
-        return None
-    trace: dict[str, Any] = json.loads(path.read_text())
-    return trace
+    """The trace of a response, or None. A completion's first prompt has the response's id with a suffix."""
+    for name in (external_id, f"{external_id}-0", f"{external_id}_0"):
+        path = trace_path(store, namespace, name)
+        if path is not None and path.is_file():
+            trace: dict[str, Any] = json.loads(path.read_text())
+            return trace
+    return None

@@ -46,6 +46,15 @@ def test_a_prompt_beyond_the_window_that_fits_with_its_answer_is_left_alone(
     assert ours.outputs[0].logprobs == theirs.outputs[0].logprobs
 
 
+def test_an_unset_max_tokens_is_the_rest_of_the_engine(engine: Engine, stock: Engine, tokens: list[int]) -> None:
+    params = SamplingParams(max_tokens=None, temperature=0, ignore_eos=True)
+    prompt = tokens[7000:8080]
+    (ours,), (theirs,) = answers(engine, [prompt], params), answers(stock, [prompt], params)
+    assert len(theirs.outputs[0].token_ids) == 20
+    assert ours.outputs[0].token_ids == theirs.outputs[0].token_ids
+    assert ours.outputs[0].finish_reason == theirs.outputs[0].finish_reason == "length"
+
+
 def test_stock_engine_beside_an_active_one_refuses_long_prompts(stock: Engine, tokens: list[int]) -> None:
     with pytest.raises(VLLMValidationError, match="1100"):
         stock.ask([tokens[:5000]], SamplingParams(max_tokens=1))

@@ -202,10 +202,15 @@ class Rig:
         self.run()
         assert not (scheduler.held or scheduler.plans or scheduler.requests or scheduler.running)
         assert scheduler.get_request_counts() == (0, 0) and not scheduler.has_requests()
+        self.settle()
         assert scheduler.library.open_trees() == 0
         pool = scheduler.kv_cache_manager.block_pool
         assert pool.get_num_free_blocks() == pool.num_gpu_blocks - 1  # one is vLLM's null block
         assert len(scheduler.ingest) == 0
+
+    def settle(self) -> None:
+        """Wait for the planning thread, which also puts trees away."""
+        self.scheduler._threads.submit(lambda: None).result()
 
     def trees(self) -> list[Path]:
         return sorted(path.parent for path in self.scheduler.settings.store.glob("trees/*/*/meta.json"))

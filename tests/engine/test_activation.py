@@ -29,7 +29,7 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Nobody asks by environment, and what the plugin writes there goes with the test."""
     for name in ("VLLM_PLUGINS", "MEGACONTEXT_DISABLE", "VLLM_ENABLE_V1_MULTIPROCESSING"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(activation, "_written", None)
+    monkeypatch.delenv(activation.WRITTEN, raising=False)
     yield
     os.environ.pop("VLLM_PLUGINS", None)
 

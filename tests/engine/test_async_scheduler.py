@@ -51,7 +51,8 @@ def test_a_long_request_from_arrival_to_its_last_token(make_rig: MakeRig, late: 
     assert rig.worker.nodes_made == LENGTH // 32 + LENGTH // 1024, "admitted when all its gists are committed"
     assert plan.gist_nodes and len(plan.prompt) <= WINDOW
     assert request.num_prompt_tokens == len(request.prompt_token_ids) == request.num_tokens == len(plan.prompt)
-    assert [i for i, t in enumerate(request.prompt_token_ids) if is_content_id(t)] == plan.gist_positions.tolist()
+    assert [i for i, t in enumerate(request.all_token_ids) if is_content_id(t)] == plan.gist_positions.tolist()
+    assert not any(map(is_content_id, request.prompt_token_ids))
 
     rig.run(until=lambda: "long" in rig.finished)
     assert len(rig.tokens["long"]) == 7 and rig.finished["long"] == [FinishReason.LENGTH]
@@ -189,6 +190,7 @@ def test_aborted_while_ingesting(make_rig: MakeRig, late: int) -> None:
     rig.run(until=lambda: rig.worker.nodes_made > 32)
     assert "long" in rig.scheduler.held and len(rig.trees()) == 1
     rig.scheduler.finish_requests(["long"], ABORTED)
+    rig.settle()
     assert rig.trees() == []
     rig.step()
     rig.add("long", history())  # jobs that were under way do not disturb the next one

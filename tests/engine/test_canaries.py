@@ -178,6 +178,10 @@ CALLS: dict[str, Callable[[], tuple[tuple[Any, ...], dict[str, Any]]]] = {
         (SimpleNamespace(vllm_config=_inactive(max_model_len=64)), "id", "prompt"),
         {"params": None},
     ),
+    "BeamSearchOnlineMixin.beam_search": lambda: (
+        (SimpleNamespace(engine_client=SimpleNamespace(vllm_config=_inactive())), {"prompt_token_ids": [1]}, "r", None),
+        {},
+    ),
     "BaseRenderer.render_chat_async": lambda: ((SimpleNamespace(config=_inactive()), [[]], None), {"tok_params": None}),
     "BaseRenderer.render_cmpl_async": lambda: ((SimpleNamespace(config=_inactive()), ["text"]), {"tok_params": None}),
     "BaseRenderer._tokenize_prompt": lambda: (

@@ -89,8 +89,16 @@ def test_another_namespace_does_not_find_it(tmp_path: Path, tree: MegaContextTre
     assert read_trace(tmp_path, namespace_of("your salt"), "r") is None
 
 
+@pytest.mark.parametrize("submitted", ["cmpl-x-0-0f1e2d3c", "resp_x_0-0f1e2d3c"])
+def test_the_first_prompt_of_a_completion_has_the_responses_id(
+    submitted: str, tmp_path: Path, tree: MegaContextTree
+) -> None:
+    write_trace(settings(tmp_path), request(submitted), plan_of(tree))
+    assert read_trace(tmp_path, "default", submitted[: -len("-0-0f1e2d3c")]) is not None
+
+
 @pytest.mark.parametrize(
-    "external", ["../default/r", "..", ".", "a/b", "/etc/passwd", "", "r.json", "r\n", "é", "r\0", "x" * 201, "%2e%2e"]
+    "external", ["../default/r", "..", ".", "a/b", "/etc/passwd", "", ".hidden", "r\n", "é", "r\0", "x" * 201, "%2e%2e"]
 )
 def test_ids_that_no_response_has_lead_nowhere(external: str, tmp_path: Path, tree: MegaContextTree) -> None:
     write_trace(settings(tmp_path), request("r-0f1e2d3c"), plan_of(tree))

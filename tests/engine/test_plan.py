@@ -1,0 +1,87 @@
+"""Planning over real trees: every allowed window works, and prompts hold what the Working Context says."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from megacontext_vllm.config import MegaContextConfig
+from megacontext_vllm.engine.content_ids import content_id, is_content_id
+from megacontext_vllm.engine.plan import Plan, Planner, PlanRequest
+from megacontext_vllm.focus.lexical import LexicalLens
+from megacontext_vllm.focus.working_context import Kind
+from megacontext_vllm.tree.library import TreeLibrary
+
+FINGERPRINT = b"m" * 16
+NET = b"n" * 16
+GAP = [901, 902, 903]
+
+
+@pytest.fixture
+def planner(tmp_path: Path) -> Planner:
+    vocabulary = [f" word{i}" for i in range(1000)]
+    return Planner(
+        MegaContextConfig(store=tmp_path),
+        TreeLibrary(tmp_path, FINGERPRINT),
+        LexicalLens(vocabulary),
+        special_ids=frozenset({999}),
+        decode=lambda ids: "".join(vocabulary[i] for i in ids),
+        gap_ids=GAP,
+        gist_fingerprint=NET,
+        model_fingerprint=FINGERPRINT,
+    )
+
+
+def plan(planner: Planner, tokens: list[int], window: int, gists: bool, trace: bool = False) -> Plan:
+    made = planner.plan(PlanRequest("r", "default", tokens, window, trace), gists=gists)
+    planner.library.release(made.tree)
+    return made
+
+
+def history(length: int) -> list[int]:
+    return np.random.default_rng(length).integers(0, 900, length).tolist()
+
+
+@pytest.mark.parametrize("gists", [False, True])
+@pytest.mark.parametrize("window", [128, 130, 160, 192, 224, 300, 1024])
+def test_every_allowed_window_works(planner: Planner, window: int, gists: bool) -> None:
+    for length in (window + 1, window + 31, 2000, 2047, 5000, 40_007):
+        made = plan(planner, history(length), window, gists)
+        assert len(made.prompt) == len(made.worker_prompt) <= window
+        assert made.prompt[-8:] == history(length)[-8:], "the end is always raw"
+
+
+def test_what_gists_do_not_leave_room_for_is_hidden(planner: Planner, caplog: pytest.LogCaptureFixture) -> None:
+    made = plan(planner, history(1_000_001), 128, gists=True)
+    assert not made.gist_nodes
+    assert any(entry.kind is Kind.GAP for entry in made.context.entries)
+    assert "hidden" in caplog.text
+
+
+def test_gist_positions_hold_content_ids_and_the_workers_see_tokens(planner: Planner) -> None:
+    tokens = history(5000)
+    made = plan(planner, tokens, 256, gists=True)
+    assert [i for i, token in enumerate(made.prompt) if is_content_id(token)] == made.gist_positions.tolist()
+    assert max(made.worker_prompt) < 1000
+    for position, (level, index) in zip(made.gist_positions.tolist(), made.gist_nodes, strict=True):
+        under = tokens[index * 32**level : (index + 1) * 32**level]
+        assert made.prompt[position] == content_id(NET, level, np.array(under, dtype=np.uint32))
+        assert made.worker_prompt[position] == under[0]
+
+
+def test_hidden_spans_are_gap_markers(planner: Planner) -> None:
+    tokens = history(5000)
+    made = plan(planner, tokens, 256, gists=False, trace=True)
+    rebuilt: list[int] = []
+    for entry in made.context.entries:
+        rebuilt += tokens[entry.start : entry.end] if entry.kind is Kind.RAW else GAP
+    assert made.prompt == made.worker_prompt == rebuilt
+    assert made.described is not None and len(made.described) == len(made.context.entries)
+
+
+def test_a_failing_plan_lets_its_tree_go(planner: Planner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planner.lens, "score", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        plan(planner, history(5000), 256, gists=False)
+    assert planner.library.open_trees() == 0
+    assert planner.library.list("default") == []
