@@ -122,6 +122,11 @@ def long_text(characters: int) -> tuple[str, str]:
     return "".join(f"\n\nPart {k + 1} of {times}\n\n{text}" for k in range(times)), f"{what}, repeated"
 
 
+def heading(serial: int | None = None) -> str:
+    """A first line that no document had before; all have as many tokens."""
+    return f"Copy {next(_serials) if serial is None else serial:06d} of a collection.\n\n"
+
+
 class Prompts:
     """Chat prompts cut out of one text. Lengths are counted by the server, template included."""
 
@@ -135,27 +140,28 @@ class Prompts:
 
         ``exact``: precisely so many, for prompts that must just fit.
         """
-        heading = f"Copy {next(_serials):06d} of a collection.\n\n"
         length = int(tokens * self._characters_per_token)
         for _ in range(80 if exact else 4):
-            document = heading + self.text[: max(length, 1)]
-            found = self.count(document, question)
+            body = self.text[: max(length, 1)]
+            # Counted under another heading of as many tokens: a server that has seen a text need not tokenise it again.
+            found = self.count(heading(0) + body, question)
             missing = tokens - found
             if missing == 0 or (not exact and abs(missing) <= tokens // 100):
-                return document
+                return heading() + body
             if found > 500:
                 self._characters_per_token = max(length, 1) / found
             step = int(missing * self._characters_per_token * (0.9 if exact else 1.0))
             length += step or (1 if missing > 0 else -1)
         if exact:
             raise SystemExit(f"no document of exactly {tokens} tokens could be cut; try another --window")
-        return document
+        return heading() + body
 
     def count(self, document: str, question: str) -> int:
         return int(self._tokenize(document, question)["count"])
 
     def seconds_to_tokenise(self, document: str, question: str) -> float:
-        """Time of one ``POST /tokenize`` of the prompt: template, tokenizer, and the answer with all ids."""
+        """Time of one ``POST /tokenize`` of such a prompt, unseen: template, tokenizer, and the answer with all ids."""
+        document = heading() + document.partition("\n\n")[2]
         started = time.perf_counter()
         self._tokenize(document, question, parse=False)
         return time.perf_counter() - started
