@@ -29,6 +29,7 @@ from megacontext_vllm.engine.ingest import Ingest, TreeIngest
 from megacontext_vllm.engine.kv_group import slot_group
 from megacontext_vllm.engine.plan import Plan, PlanRequest
 from megacontext_vllm.engine.request_options import RequestOptions, needs_working_context
+from megacontext_vllm.engine.sanitise import sanitise
 from megacontext_vllm.engine.step_work import ATTRIBUTE, StepWork
 from megacontext_vllm.engine.traces import write_trace
 from megacontext_vllm.engine.wiring import make_planner
@@ -178,6 +179,7 @@ class MegaContextScheduling:
         output: SchedulerOutput = super().schedule(throttle_prefills)  # type: ignore[misc]
         work = StepWork(self.planner.model_fingerprint, jobs)
         self._show_gists(output, work)
+        sanitise(output, self.plans)
         if work:
             setattr(output, ATTRIBUTE, work)
         elif self.held and not output.total_num_scheduled_tokens:
@@ -198,7 +200,7 @@ class MegaContextScheduling:
                 pass
 
     def _show_gists(self, output: SchedulerOutput, work: StepWork) -> None:
-        """Find the gist positions of this step, place their pages, and hide their ids from the workers."""
+        """Find the gist positions of this step and place their pages."""
         slots: list[np.ndarray] = []
         wanted: list[tuple[str, int, int]] = []
         for request_id, scheduled in output.num_scheduled_tokens.items():
@@ -217,37 +219,12 @@ class MegaContextScheduling:
             assert self.gist_pages is not None
             rows, work.fills = self.gist_pages.place(wanted)
             work.slots, work.rows = np.concatenate(slots), np.array(rows, dtype=np.int32)
-        self._sanitise(output)
 
     def _kv_slots(self, request_id: str, positions: np.ndarray) -> np.ndarray:
         index = slot_group(self.kv_cache_config)  # type: ignore[attr-defined]
         size = self.kv_cache_config.kv_cache_groups[index].kv_cache_spec.block_size  # type: ignore[attr-defined]
         blocks = np.asarray(self.kv_cache_manager.get_block_ids(request_id)[index], np.int64)  # type: ignore[attr-defined]
         return blocks[positions // size] * size + positions % size
-
-    def _sanitise(self, output: SchedulerOutput) -> None:
-        """Worker code indexes tables by prompt token: content ids would read or write out of bounds there."""
-        for new in output.scheduled_new_reqs:
-            plan = self._plan_with_gists(new.req_id)
-            if plan is not None:
-                new.prompt_token_ids = list(plan.worker_prompt)
-                if new.prefill_token_ids is not None:
-                    new.prefill_token_ids = plan.worker_prompt + list(new.prefill_token_ids[len(plan.prompt) :])
-        cached = output.scheduled_cached_reqs
-        for request_id, ids in cached.all_token_ids.items():
-            plan = self._plan_with_gists(request_id)
-            if plan is not None:
-                cached.all_token_ids[request_id] = plan.worker_prompt + list(ids[len(plan.prompt) :])
-        for i, new_ids in enumerate(cached.new_token_ids):
-            plan = self._plan_with_gists(cached.req_ids[i])
-            start = cached.num_computed_tokens[i]
-            if plan is not None and start < len(plan.prompt):
-                known = plan.worker_prompt[start : start + len(new_ids)]
-                cached.new_token_ids[i] = known + list(new_ids[len(known) :])
-
-    def _plan_with_gists(self, request_id: str) -> Plan | None:
-        plan = self.plans.get(request_id)
-        return plan if plan is not None and plan.gist_nodes else None
 
     def update_from_output(
         self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput

@@ -1,43 +1,15 @@
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
+from histories import BASE, MODEL, check, diverging, put
 
 from megacontext_vllm.errors import FingerprintMismatchError, RequestError, UnknownTreeError
 from megacontext_vllm.tree.level_file import Header, RowType, write_rows
-from megacontext_vllm.tree.library import Acquired, TreeLibrary, namespace_of
+from megacontext_vllm.tree.library import TreeLibrary, namespace_of
 from megacontext_vllm.tree.tree import MegaContextTree
 
-MODEL, OTHER_MODEL = bytes(range(16)), bytes(range(1, 17))
-
-BASE = np.random.default_rng(0).integers(0, 150_000, 10_000, dtype=np.uint32)
-
-
-@pytest.fixture
-def library(tmp_path: Path) -> Iterator[TreeLibrary]:
-    made = TreeLibrary(tmp_path, MODEL)
-    yield made
-    made.close()
-
-
-def put(library: TreeLibrary, tokens: NDArray[np.uint32], namespace: str = "default") -> str:
-    """Store a history, as a finished request leaves it."""
-    acquired = library.acquire(namespace, tokens)
-    library.release(acquired.tree)
-    return acquired.tree.tree_id
-
-
-def diverging(common: int, length: int) -> NDArray[np.uint32]:
-    tokens = BASE[:length].copy()
-    tokens[common:] += 1
-    return tokens
-
-
-def check(acquired: Acquired, tokens: NDArray[np.uint32]) -> None:
-    assert acquired.tree.length >= len(tokens)
-    np.testing.assert_array_equal(acquired.tree.tokens(0, len(tokens)), tokens)
+OTHER_MODEL = bytes(range(1, 17))
 
 
 def write_gists(tree: MegaContextTree, level: int, count: int) -> None:

@@ -6,44 +6,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
+from histories import BASE, MODEL, check, diverging, put
 
 from megacontext_vllm.errors import StoreError
-from megacontext_vllm.tree.library import Acquired, TreeLibrary, namespace_of
-
-MODEL = bytes(range(16))
-
-BASE = np.random.default_rng(0).integers(0, 150_000, 10_000, dtype=np.uint32)
-
-
-@pytest.fixture
-def library(tmp_path: Path) -> Iterator[TreeLibrary]:
-    made = TreeLibrary(tmp_path, MODEL)
-    yield made
-    made.close()
-
-
-def put(library: TreeLibrary, tokens: NDArray[np.uint32], namespace: str = "default") -> str:
-    """Store a history, as a finished request leaves it."""
-    acquired = library.acquire(namespace, tokens)
-    library.release(acquired.tree)
-    return acquired.tree.tree_id
-
-
-def diverging(common: int, length: int) -> NDArray[np.uint32]:
-    tokens = BASE[:length].copy()
-    tokens[common:] += 1
-    return tokens
-
-
-def check(acquired: Acquired, tokens: NDArray[np.uint32]) -> None:
-    assert acquired.tree.length >= len(tokens)
-    np.testing.assert_array_equal(acquired.tree.tokens(0, len(tokens)), tokens)
+from megacontext_vllm.tree.library import TreeLibrary, namespace_of
 
 
 def damage_count(folder: Path) -> None:

@@ -1,44 +1,14 @@
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from histories import BASE, MODEL, check, diverging, put
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
-from megacontext_vllm.tree.library import Acquired, TreeLibrary
-
-MODEL = bytes(range(16))
-
-BASE = np.random.default_rng(0).integers(0, 150_000, 10_000, dtype=np.uint32)
-
-
-@pytest.fixture
-def library(tmp_path: Path) -> Iterator[TreeLibrary]:
-    made = TreeLibrary(tmp_path, MODEL)
-    yield made
-    made.close()
-
-
-def put(library: TreeLibrary, tokens: NDArray[np.uint32], namespace: str = "default") -> str:
-    """Store a history, as a finished request leaves it."""
-    acquired = library.acquire(namespace, tokens)
-    library.release(acquired.tree)
-    return acquired.tree.tree_id
-
-
-def diverging(common: int, length: int) -> NDArray[np.uint32]:
-    tokens = BASE[:length].copy()
-    tokens[common:] += 1
-    return tokens
-
-
-def check(acquired: Acquired, tokens: NDArray[np.uint32]) -> None:
-    assert acquired.tree.length >= len(tokens)
-    np.testing.assert_array_equal(acquired.tree.tokens(0, len(tokens)), tokens)
+from megacontext_vllm.tree.library import TreeLibrary
 
 
 @pytest.mark.parametrize("stored", [1023, 1024, 1025, 2047, 2048, 2049, 5000])
