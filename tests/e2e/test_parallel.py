@@ -1,5 +1,7 @@
 """Tensor parallelism and compiled graphs, with a tiny random model: the gists stay exact there too."""
 
+import shutil
+import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 
@@ -57,6 +59,10 @@ def test_tensor_parallel(
     check(engine, tiny, history)
 
 
+@pytest.mark.skipif(
+    shutil.which("g++") is None or not Path(sysconfig.get_path("include"), "Python.h").exists(),
+    reason="torch.compile needs g++ and Python's headers",
+)
 def test_compiled(start_engine: Callable[..., Engine], tiny: Path, history: list[int]) -> None:
     engine = start_engine(MEGACONTEXT, model=str(tiny), enforce_eager=False)
     assert engine.llm.llm_engine.vllm_config.compilation_config.mode != CompilationMode.NONE
