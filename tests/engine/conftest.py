@@ -193,6 +193,7 @@ class Rig:
             elif self.under_way:
                 self.deliver()
             else:
+                self.settle()
                 return
         raise AssertionError("it never came to an end")
 
@@ -202,7 +203,6 @@ class Rig:
         self.run()
         assert not (scheduler.held or scheduler.plans or scheduler.requests or scheduler.running)
         assert scheduler.get_request_counts() == (0, 0) and not scheduler.has_requests()
-        self.settle()
         assert scheduler.library.open_trees() == 0
         pool = scheduler.kv_cache_manager.block_pool
         assert pool.get_num_free_blocks() == pool.num_gpu_blocks - 1  # one is vLLM's null block

@@ -209,6 +209,7 @@ RETURN_NOTHING = ("MPClient._apply_ready_response", "FastIncrementalDetokenizer.
 @pytest.mark.parametrize("patch", PATCHES, ids=lambda patch: patch.target.partition(":")[2])
 def test_hands_through_when_inactive(patch: patches.Patch, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("VLLM_PLUGINS", raising=False)
+    monkeypatch.setattr(front_end, "_lifted", False)  # tests before this one may have started engines
     name = patch.target.partition(":")[2]
     args, kwargs = CALLS[name]()
     before = repr(args[0])
