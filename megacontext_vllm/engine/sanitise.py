@@ -18,10 +18,9 @@ def sanitise(output: SchedulerOutput, plans: Mapping[str, Plan]) -> None:
         return
     for new in output.scheduled_new_reqs:
         plan = with_gists.get(new.req_id)
-        if plan is not None:
-            new.prompt_token_ids = list(plan.worker_prompt)
-            if new.prefill_token_ids is not None:
-                new.prefill_token_ids = plan.worker_prompt + list(new.prefill_token_ids[len(plan.prompt) :])
+        # Its prompt_token_ids are the request's, which were replaced when it was admitted.
+        if plan is not None and new.prefill_token_ids is not None:
+            new.prefill_token_ids = plan.worker_prompt + list(new.prefill_token_ids[len(plan.prompt) :])
     cached = output.scheduled_cached_reqs
     for request_id, ids in cached.all_token_ids.items():
         plan = with_gists.get(request_id)

@@ -45,11 +45,10 @@ IDLE_WAIT_SECONDS = 0.002
 
 @dataclass
 class HeldRequest:
-    """A request that vLLM's queues do not know yet. ``gists``: show gists; turned off where making them failed."""
+    """A request that vLLM's queues do not know yet."""
 
     request: Request
     plan_request: PlanRequest
-    gists: bool
     future: Future[Plan]
     plan: Plan | None = None
     ingest: TreeIngest | None = None
@@ -102,9 +101,7 @@ class MegaContextScheduling:
         )
         gists = self.gist_pages is not None
         future = self._threads.submit(self.planner.plan, plan_request, gists=gists)
-        self.held[request.request_id] = HeldRequest(
-            request, plan_request, gists, future, held_since=time.perf_counter()
-        )
+        self.held[request.request_id] = HeldRequest(request, plan_request, future, held_since=time.perf_counter())
 
     def _advance_held(self) -> None:
         """Move every held request as far as it can go: planned, ingested, admitted."""
@@ -141,7 +138,7 @@ class MegaContextScheduling:
             held.request.request_id,
         )
         tree = held.plan.tree
-        held.plan, held.ingest, held.gists = None, None, False
+        held.plan, held.ingest = None, None
         held.future = self._threads.submit(self.planner.plan, held.plan_request, gists=False)
         self._release(tree)
 
