@@ -15,8 +15,8 @@ from megacontext_vllm.cli import doctor, settings, tree
 from megacontext_vllm.cli.text import one_line
 from megacontext_vllm.config import default_store
 from megacontext_vllm.errors import MegaContextError
-from megacontext_vllm.tree.library import namespace_of
 from megacontext_vllm.tree.nodes import BLOCK
+from megacontext_vllm.tree.store.library import namespace_of
 
 EXAMPLES = """\
 examples:

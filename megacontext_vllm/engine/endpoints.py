@@ -9,7 +9,7 @@ from starlette.datastructures import State
 from megacontext_vllm.config import SECTION, parse_config
 from megacontext_vllm.engine.activation import is_active
 from megacontext_vllm.engine.traces import read_trace
-from megacontext_vllm.tree.library import namespace_of
+from megacontext_vllm.tree.store.library import namespace_of
 
 router = APIRouter(prefix="/v1/megacontext", tags=["MegaContext"])
 

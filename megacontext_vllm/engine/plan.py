@@ -18,8 +18,8 @@ from megacontext_vllm.focus.allocator import allocate
 from megacontext_vllm.focus.lexical import LexicalLens
 from megacontext_vllm.focus.query import Query, find_query
 from megacontext_vllm.focus.working_context import Entry, Kind, WorkingContext
-from megacontext_vllm.tree.library import TreeLibrary
 from megacontext_vllm.tree.nodes import BLOCK
+from megacontext_vllm.tree.store.library import TreeLibrary
 from megacontext_vllm.tree.tree import MegaContextTree
 
 logger = logging.getLogger("vllm.megacontext")

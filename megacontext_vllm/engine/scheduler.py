@@ -34,8 +34,8 @@ from megacontext_vllm.engine.step_work import ATTRIBUTE, StepWork
 from megacontext_vllm.engine.traces import write_trace
 from megacontext_vllm.engine.wiring import make_planner
 from megacontext_vllm.errors import MegaContextError, RequestError
-from megacontext_vllm.tree.library import namespace_of
 from megacontext_vllm.tree.nodes import num_nodes
+from megacontext_vllm.tree.store.library import namespace_of
 
 logger = logging.getLogger("vllm.megacontext")
 

@@ -8,7 +8,7 @@ from megacontext_vllm.config import MegaContextConfig
 from megacontext_vllm.engine.description import WorkerDescription
 from megacontext_vllm.engine.plan import Planner
 from megacontext_vllm.focus.lexical import LexicalLens
-from megacontext_vllm.tree.library import TreeLibrary
+from megacontext_vllm.tree.store.library import TreeLibrary
 
 logger = logging.getLogger("vllm.megacontext")
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from megacontext_vllm.errors import CorruptTreeError, StoreError
-from megacontext_vllm.tree.level_file import HEADER_BYTES, LevelReader, commit, open_for_writing
+from megacontext_vllm.tree.files.level_file import HEADER_BYTES, LevelReader, commit, open_for_writing
 from megacontext_vllm.tree.nodes import depth, num_nodes
 from megacontext_vllm.tree.tree import MegaContextTree
 

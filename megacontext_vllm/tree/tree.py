@@ -18,7 +18,7 @@ from megacontext_vllm.errors import (
     TreeLockedError,
     UnknownTreeError,
 )
-from megacontext_vllm.tree.level_file import Header, LevelReader, RowType, read_count, write_rows
+from megacontext_vllm.tree.files.level_file import Header, LevelReader, RowType, read_count, write_rows
 from megacontext_vllm.tree.nodes import num_nodes
 
 META_VERSION = 1

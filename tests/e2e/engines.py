@@ -8,7 +8,7 @@ from reference import Reference
 from vllm import LLM, SamplingParams
 
 from megacontext_vllm.engine.traces import read_trace
-from megacontext_vllm.tree.library import namespace_of
+from megacontext_vllm.tree.store.library import namespace_of
 
 GIST_SEED = 7
 GAP = "\n[...]\n"

@@ -15,7 +15,7 @@ from vllm.v1.engine import FinishReason
 from vllm.v1.request import RequestStatus
 
 from megacontext_vllm.engine.content_ids import is_content_id
-from megacontext_vllm.tree.library import namespace_of
+from megacontext_vllm.tree.store.library import namespace_of
 from megacontext_vllm.tree.tree import MegaContextTree
 
 LENGTH, WINDOW, ABORTED = 5000, 384, RequestStatus.FINISHED_ABORTED

@@ -10,7 +10,7 @@ from megacontext_vllm.engine.content_ids import content_id, is_content_id
 from megacontext_vllm.engine.plan import Plan, Planner, PlanRequest
 from megacontext_vllm.focus.lexical import LexicalLens
 from megacontext_vllm.focus.working_context import Kind
-from megacontext_vllm.tree.library import TreeLibrary
+from megacontext_vllm.tree.store.library import TreeLibrary
 
 FINGERPRINT = b"m" * 16
 NET = b"n" * 16

@@ -11,7 +11,7 @@ from megacontext_vllm.config import MegaContextConfig, parse_config
 from megacontext_vllm.engine.plan import Plan, PlanRequest
 from megacontext_vllm.engine.traces import read_trace, response_id, trace_path, write_trace
 from megacontext_vllm.focus.allocator import allocate
-from megacontext_vllm.tree.library import TreeLibrary, namespace_of
+from megacontext_vllm.tree.store.library import TreeLibrary, namespace_of
 from megacontext_vllm.tree.tree import MegaContextTree
 
 LENGTH, WINDOW = 4000, 512

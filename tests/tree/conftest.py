@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from histories import MODEL
 
-from megacontext_vllm.tree.library import TreeLibrary
+from megacontext_vllm.tree.store.library import TreeLibrary
 
 
 @pytest.fixture

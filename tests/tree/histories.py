@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from megacontext_vllm.tree.library import Acquired, TreeLibrary
+from megacontext_vllm.tree.store.library import Acquired, TreeLibrary
 
 MODEL = bytes(range(16))
 BASE = np.random.default_rng(0).integers(0, 150_000, 10_000, dtype=np.uint32)

@@ -20,7 +20,7 @@ from megacontext_vllm.errors import (
     TreeLockedError,
     UnknownTreeError,
 )
-from megacontext_vllm.tree.level_file import Header, RowType, write_rows
+from megacontext_vllm.tree.files.level_file import Header, RowType, write_rows
 from megacontext_vllm.tree.tree import MegaContextTree
 
 MODEL, OTHER_MODEL = bytes(range(16)), bytes(range(1, 17))

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from megacontext_vllm.errors import StoreError
-from megacontext_vllm.tree.index import TreeIndex, read_last_accesses
+from megacontext_vllm.tree.store.index import TreeIndex, read_last_accesses
 
 MODEL, OTHER_MODEL = bytes(16), bytes(range(16))
 CHAIN = [bytes([k]) * 16 for k in range(9)]

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from megacontext_vllm.errors import CorruptTreeError, RequestError, StoreError, TreeLockedError, UnknownTreeError
 from megacontext_vllm.tree.fork import copy_prefix
-from megacontext_vllm.tree.index import TreeIndex, TreeInfo
-from megacontext_vllm.tree.match import Match, common_prefix, longest_matches
-from megacontext_vllm.tree.prefix_hash import ANCHOR, chained_hashes
-from megacontext_vllm.tree.recovery import recover
+from megacontext_vllm.tree.store.index import TreeIndex, TreeInfo
+from megacontext_vllm.tree.store.match import Match, common_prefix, longest_matches
+from megacontext_vllm.tree.store.prefix_hash import ANCHOR, chained_hashes
+from megacontext_vllm.tree.store.recovery import recover
 from megacontext_vllm.tree.tree import MegaContextTree
 
 __all__ = ["Acquired", "TreeInfo", "TreeLibrary", "namespace_of"]

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from megacontext_vllm.errors import CorruptTreeError, FingerprintMismatchError, StoreError, TreeLockedError
-from megacontext_vllm.tree.level_file import HEADER_BYTES, Header, LevelReader, RowType, read_count, write_rows
+from megacontext_vllm.tree.files.level_file import HEADER_BYTES, Header, LevelReader, RowType, read_count, write_rows
 
 MODEL, GIST = bytes(range(16)), bytes(range(100, 116))
 TOKENS = Header(0, RowType.UINT32, 1, 0, MODEL, bytes(16))
@@ -204,7 +204,7 @@ def test_full_disk_keeps_committed_rows(tmp_path: Path) -> None:
 import resource, numpy as np
 from pathlib import Path
 from megacontext_vllm.errors import StoreError
-from megacontext_vllm.tree.level_file import Header, RowType, write_rows
+from megacontext_vllm.tree.files.level_file import Header, RowType, write_rows
 resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
 header = Header(0, RowType.UINT32, 1, 0, {MODEL!r}, bytes(16))
 path = Path({str(path)!r})

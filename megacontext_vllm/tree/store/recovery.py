@@ -6,8 +6,8 @@ import time
 from pathlib import Path
 
 from megacontext_vllm.errors import FingerprintMismatchError, StoreError, UnknownTreeError
-from megacontext_vllm.tree.index import TreeIndex
-from megacontext_vllm.tree.prefix_hash import chained_hashes
+from megacontext_vllm.tree.store.index import TreeIndex
+from megacontext_vllm.tree.store.prefix_hash import chained_hashes
 from megacontext_vllm.tree.tree import DELETED_SUFFIX, MegaContextTree
 
 logger = logging.getLogger(__name__)

@@ -3,7 +3,7 @@ from hashlib import blake2b
 
 import numpy as np
 
-from megacontext_vllm.tree.prefix_hash import ANCHOR, chained_hashes
+from megacontext_vllm.tree.store.prefix_hash import ANCHOR, chained_hashes
 
 
 def test_chain_is_what_the_format_says() -> None:

@@ -8,7 +8,7 @@ from histories import BASE, MODEL, check, diverging, put
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megacontext_vllm.tree.library import TreeLibrary
+from megacontext_vllm.tree.store.library import TreeLibrary
 
 
 @pytest.mark.parametrize("stored", [1023, 1024, 1025, 2047, 2048, 2049, 5000])

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megacontext_vllm.errors import CorruptTreeError, FingerprintMismatchError, StoreError, UnknownTreeError
-from megacontext_vllm.tree.index import TreeIndex
-from megacontext_vllm.tree.prefix_hash import ANCHOR
+from megacontext_vllm.tree.store.index import TreeIndex
+from megacontext_vllm.tree.store.prefix_hash import ANCHOR
 from megacontext_vllm.tree.tree import MegaContextTree
 
 logger = logging.getLogger(__name__)

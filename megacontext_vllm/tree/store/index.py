@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megacontext_vllm.errors import StoreError
-from megacontext_vllm.tree.prefix_hash import ANCHOR
+from megacontext_vllm.tree.store.prefix_hash import ANCHOR
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ import pytest
 from histories import BASE, MODEL, check, diverging, put
 
 from megacontext_vllm.errors import StoreError
-from megacontext_vllm.tree.library import TreeLibrary, namespace_of
+from megacontext_vllm.tree.store.library import TreeLibrary, namespace_of
 
 
 def damage_count(folder: Path) -> None:
@@ -84,7 +84,7 @@ def test_full_disk_leaves_nothing_held(tmp_path: Path) -> None:
 import resource, numpy as np
 from pathlib import Path
 from megacontext_vllm.errors import StoreError
-from megacontext_vllm.tree.library import TreeLibrary
+from megacontext_vllm.tree.store.library import TreeLibrary
 base = np.random.default_rng(0).integers(0, 150_000, 10_000, dtype=np.uint32)
 library = TreeLibrary(Path({str(tmp_path)!r}), {MODEL!r})
 resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
@@ -147,7 +147,7 @@ HAMMER = """
 import sys
 from pathlib import Path
 import numpy as np
-from megacontext_vllm.tree.library import TreeLibrary
+from megacontext_vllm.tree.store.library import TreeLibrary
 base = np.arange(10_000, dtype=np.uint32)
 random = np.random.default_rng(int(sys.argv[2]))
 library = TreeLibrary(Path(sys.argv[1]), bytes(range(16)))
@@ -176,7 +176,7 @@ def test_processes_share_a_store(tmp_path: Path) -> None:
 OPENER = """
 import sys, time
 from pathlib import Path
-from megacontext_vllm.tree.library import TreeLibrary
+from megacontext_vllm.tree.store.library import TreeLibrary
 for round in range(20):
     time.sleep(max(0.0, float(sys.argv[2]) + round * 0.05 - time.time()))
     TreeLibrary(Path(sys.argv[1]) / str(round), bytes(16)).close()
