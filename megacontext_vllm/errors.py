@@ -41,5 +41,13 @@ class TreeLockedError(StoreError):
     """Another process is the writer of this tree."""
 
 
+class TreeInUseError(StoreError):
+    """Somebody has the tree open, so that it cannot be deleted, curated or repaired now."""
+
+
+class SealedSpanError(StoreError):
+    """Tokens or gists of a compacted or lost span were asked for; only the gist of its node is left."""
+
+
 class FingerprintMismatchError(StoreError):
     """The file was written for another model or another GistNet."""

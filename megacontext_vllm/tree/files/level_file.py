@@ -1,189 +1,240 @@
-"""One level of a tree on disk: a 64-byte header, then rows of equal size. Row ``i`` is at ``64 + i * row_bytes``.
+"""Writing one level of a tree: a 64-byte header, then rows of equal size. Row ``i`` is at ``64 + i * row_bytes``.
 
-Commit protocol: rows are written first, then the row count with one 8-byte write. A reader trusts the count only, so
-it never sees a row that is not complete; a writer that died leaves surplus bytes, which the next writer cuts off.
-This holds when a process is killed at any point. After a power cut without ``fsync`` the file may be shorter than its
-count, which is detected, not repaired: LOD0 comes again with the next request, gists are derived.
+Commit protocol: rows are written first, then their checksums (``checksums.py``), then the row count. A reader trusts
+the count only, so it never sees a row that is not complete; a writer that died leaves surplus bytes, which the next
+writer cuts off. This holds when a process is killed at any point. What a power cut can take depends on the fsync policy
+(``durability.py``), and is found by the checksums.
 """
 
 import fcntl
-import mmap
 import os
-import struct
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from enum import IntEnum
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from megacontext_vllm.errors import CorruptTreeError, FingerprintMismatchError, StoreError, TreeLockedError
-from megacontext_vllm.tree.nodes import BLOCK
-
-HEADER_BYTES = 64
-FORMAT_VERSION = 1
-MAGIC = b"MCTX"
-_HEADER = struct.Struct("<4sHHHHIQ16s16sII")
-_COUNT = struct.Struct("<Q")
-_COUNT_OFFSET = 16
-assert _HEADER.size == HEADER_BYTES
-
-
-class RowType(IntEnum):
-    """What one value of a row is; the number is the dtype code in the header."""
-
-    UINT32 = 0
-    FLOAT16 = 1
-    BFLOAT16 = 2
-    FLOAT32 = 3
-
-    @property
-    def numpy(self) -> np.dtype[Any]:
-        """Little-endian dtype of the rows. NumPy has no bfloat16: those rows are their raw bits in uint16."""
-        return np.dtype(("<u4", "<f2", "<u2", "<f4")[self])
+from megacontext_vllm.tree.files.checksums import (
+    Checksums,
+    checksum_of,
+    checksum_path,
+    page_checksums,
+    page_rows,
+    write_all,
+)
+from megacontext_vllm.tree.files.durability import NEVER, Durability
+from megacontext_vllm.tree.files.header import COUNT_OFFSET, MIXED, Header
+from megacontext_vllm.tree.files.journal import journal_path, load_journal, write_journal
+from megacontext_vllm.tree.files.level_reader import LevelReader, read_all, read_header, require_rows
+from megacontext_vllm.tree.files.locks import unlock
 
 
-@dataclass(frozen=True)
-class Header:
-    """The 64 bytes in front of the rows. ``dim`` is 1 for LOD0 (token ids), else the embedding width."""
+class LevelWriter:
+    """A level file open for writing, by its only writer; created if it is missing. A context manager.
 
-    level: int
-    dtype: RowType
-    dim: int
-    count: int
-    model_fingerprint: bytes
-    gist_fingerprint: bytes
-
-    @property
-    def row_bytes(self) -> int:
-        return self.dim * self.dtype.numpy.itemsize
-
-    def file_bytes(self, count: int) -> int:
-        """Size of a file that holds ``count`` rows and nothing more."""
-        return HEADER_BYTES + count * self.row_bytes
-
-    def pack(self) -> bytes:
-        """The header as 64 little-endian bytes."""
-        assert len(self.model_fingerprint) == len(self.gist_fingerprint) == 16
-        assert self.dim > 0
-        assert self.level > 0 or (self.dtype, self.dim) == (RowType.UINT32, 1)
-        fields = (MAGIC, FORMAT_VERSION, self.level, BLOCK, int(self.dtype), self.dim)
-        tail = (self.count, self.model_fingerprint, self.gist_fingerprint)
-        return _HEADER.pack(*fields, *tail, _checksum(_HEADER.pack(*fields, *tail, 0, 0)), 0)
-
-    @staticmethod
-    def unpack(data: bytes) -> "Header":
-        """Parse 64 bytes. Raises CorruptTreeError for a wrong size, magic, version, checksum, block size or dtype."""
-        if len(data) != HEADER_BYTES:
-            raise CorruptTreeError(f"header has {len(data)} bytes instead of {HEADER_BYTES}")
-        magic, version, level, block, dtype, dim, count, model, gist, checksum, _ = _HEADER.unpack(data)
-        if magic != MAGIC:
-            raise CorruptTreeError(f"not a tree file: it starts with {magic!r} instead of {MAGIC!r}")
-        if version != FORMAT_VERSION:
-            raise CorruptTreeError(f"format version {version}; this release reads version {FORMAT_VERSION}")
-        if checksum != _checksum(data):
-            raise CorruptTreeError("header checksum does not match")
-        known = block == BLOCK and dtype <= max(RowType) and dim > 0
-        if not known or (level == 0 and (dtype, dim) != (RowType.UINT32, 1)):
-            raise CorruptTreeError(f"unsupported layout: level {level}, block size {block}, dtype {dtype}, dim {dim}")
-        return Header(level, RowType(dtype), dim, count, model, gist)
-
-
-def _checksum(header: bytes) -> int:
-    """crc32 of all that never changes; the count is left out so that committing stays one 8-byte write."""
-    return zlib.crc32(header[24:56], zlib.crc32(header[:16]))
-
-
-def _read_header(fd: int, path: Path) -> Header:
-    """Header of an open file, checked against the file's size. Raises CorruptTreeError."""
-    try:
-        header = Header.unpack(os.pread(fd, HEADER_BYTES, 0))
-    except CorruptTreeError as error:
-        raise CorruptTreeError(f"{path}: {error}") from None
-    _require_rows(fd, path, header, header.count)
-    return header
-
-
-def _require_rows(fd: int, path: Path, header: Header, count: int) -> None:
-    size = os.fstat(fd).st_size
-    if size < header.file_bytes(count):
-        raise CorruptTreeError(f"{path}: {size} bytes are too few for the {count} rows it claims to hold")
-
-
-def _write_all(fd: int, data: memoryview | bytes, offset: int) -> None:
-    view = memoryview(data).cast("B")
-    while len(view):  # one pwrite moves at most 2 GiB and may stop early on a nearly full disk
-        written = os.pwrite(fd, view, offset)
-        view, offset = view[written:], offset + written
-
-
-def commit(fd: int, count: int, fsync: bool = False) -> None:
-    """Make the first ``count`` rows visible: the last step of every write."""
-    if fsync:
-        os.fsync(fd)  # or the disk may keep the count and lose the rows
-    _write_all(fd, _COUNT.pack(count), _COUNT_OFFSET)
-    if fsync:
-        os.fsync(fd)
-
-
-@contextmanager
-def open_for_writing(path: Path, expected: Header) -> Iterator[tuple[int, int]]:
-    """Open or create a level file as its only writer; yields ``(file descriptor, committed rows)``.
-
-    An unfinished write is cut off on entry, and again when the body fails. Raises TreeLockedError when another write
-    is under way, FingerprintMismatchError or CorruptTreeError when the file is not what ``expected`` says, and
-    StoreError for anything the operating system refuses, in the body too.
+    Opening cuts off an unfinished write, finishes an interrupted overwrite and checks the last page, which is what a
+    power cut would have taken. Raises TreeLockedError when another writer has it,
+    FingerprintMismatchError or CorruptTreeError when the file is damaged or not what ``expected`` says (its count is
+    ignored), and StoreError for anything the operating system refuses, here and in every method; what was committed
+    stays intact.
     """
-    committed = 0
-    try:
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+
+    def __init__(self, path: Path, expected: Header, durability: Durability = NEVER) -> None:
+        self.path = path
+        self.header = replace(expected, count=0)
+        self._durability = durability
+        self._fd = self._checksum_fd = -1
+        self._tail = 0
         try:
+            self._open(expected)
+        except OSError as error:
+            self.close()
+            raise self._refused(error) from error
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def count(self) -> int:
+        """Committed rows."""
+        return self.header.count
+
+    def _open(self, expected: Header) -> None:
+        self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise TreeLockedError(f"{self.path} is being written by someone else; a tree has one writer") from None
+        if os.fstat(self._fd).st_size == 0:  # new, or its creator died before the header: nothing was committed
             try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise TreeLockedError(f"{path} is being written by someone else; a tree has one writer") from None
-            if os.fstat(fd).st_size == 0:  # new, or its creator died before the header: nothing was committed
-                try:
-                    _write_all(fd, replace(expected, count=0).pack(), 0)
-                except OSError:
-                    os.ftruncate(fd, 0)
-                    raise
-            found = _read_header(fd, path)
-            _require_same(path, found, expected)
-            committed = found.count
-            _cut_back(fd, found)
-            try:
-                yield fd, committed
+                write_all(self._fd, replace(expected, count=0).pack(), 0)
             except OSError:
-                _cut_back(fd, found)
+                os.ftruncate(self._fd, 0)
                 raise
-        finally:
-            # Unlocking by hand: a child forked meanwhile shares the lock, and closing our copy would not release it.
+        found = read_header(self._fd, self.path)
+        _require_same(self.path, found, expected)
+        require_rows(self._fd, self.path, found, found.count)
+        self.header = found
+        self._cut_back()
+        self._checksum_fd = os.open(checksum_path(self.path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._checksums = Checksums(self._checksum_fd, found.level, found.row_bytes)
+        if not self._checksums.is_valid():
+            if self.count:
+                raise CorruptTreeError(f"{self.path} has lost its checksums; run: megacontext tree repair")
+            self._checksums.reset()
+        self._redo()
+        self._check_tail()
+
+    def append(self, rows: NDArray[Any], start: int | None = None) -> int:
+        """Commit ``rows``, ``[n, dim]`` (LOD0: ``[n]``) of the header's dtype, behind the last one; returns the count.
+
+        ``start``: where the caller believes the end to be; StoreError if it is elsewhere.
+        """
+        header = self.header
+        shape = (len(rows),) if header.level == 0 else (len(rows), header.dim)
+        assert (rows.shape, rows.dtype) == (shape, header.dtype.numpy), (rows.shape, rows.dtype, header)
+        if start is not None and start != header.count:
+            raise StoreError(
+                f"{self.path}: rows start at {start}, but {header.count} rows are committed; a level only grows"
+            )
+        if not rows.size:
+            return header.count
+        data = memoryview(np.ascontiguousarray(rows).data).cast("B")
+        grown = replace(header, count=header.count + len(rows))
+        try:
+            write_all(self._fd, data, header.file_bytes(header.count))
+            tail = self._checksums.append(header.count, self._tail, data)
+            if self._durability.always:  # or the disk may keep the count and lose the rows
+                os.fsync(self._checksum_fd)
+                os.fsync(self._fd)
+            write_all(self._fd, grown.pack_count(), COUNT_OFFSET)
+        except OSError as error:
+            self._undo()
+            raise self._refused(error) from error
+        self.header, self._tail = grown, tail
+        self._sync()
+        return grown.count
+
+    def overwrite(self, start: int, rows: NDArray[Any]) -> None:
+        """Replace committed gist rows from ``start`` on; readers see each page as it was or as it is now.
+
+        ``rows``: ``[n, dim]`` of the header's dtype. Not for LOD0, whose tokens never change.
+        """
+        header = self.header
+        assert header.level > 0, "a written token never changes"
+        assert (rows.shape, rows.dtype) == ((len(rows), header.dim), header.dtype.numpy)
+        if start + len(rows) > header.count:
+            raise StoreError(f"{self.path}: rows [{start}, {start + len(rows)}) of {header.count} cannot be replaced")
+        if not len(rows):
+            return
+        page = page_rows(header.level)
+        first, stop = start // page * page, min(-(-(start + len(rows)) // page) * page, header.count)
+        try:
+            whole = bytearray(read_all(self._fd, (stop - first) * header.row_bytes, header.file_bytes(first)))
+            at = (start - first) * header.row_bytes
+            data = memoryview(np.ascontiguousarray(rows).data).cast("B")
+            whole[at : at + len(data)] = data
+            fd = os.open(journal_path(self.path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             try:
-                fcntl.flock(fd, fcntl.LOCK_UN)
+                write_journal(fd, header.level, first, stop - first, memoryview(whole))
+                if self._durability.always:
+                    os.fsync(fd)
+                self._replace(first, stop, bytes(whole))
+                os.ftruncate(fd, 0)
             finally:
                 os.close(fd)
-    except OSError as error:
-        raise StoreError(
-            f"cannot write {path}: {error.strerror}. Its {committed} committed rows are intact; "
+        except OSError as error:
+            self.close()  # the journal, if it is whole, is carried out before anything else is written
+            raise self._refused(error) from error
+        self._sync()
+
+    def _replace(self, first: int, stop: int, data: bytes) -> None:
+        header = self.header
+        pages, tail = page_checksums(np.frombuffer(data, np.uint8), header.level, header.row_bytes)
+        write_all(self._fd, data, header.file_bytes(first))
+        self._checksums.write_pages(first // page_rows(header.level), pages)
+        if stop % page_rows(header.level):
+            self._checksums.write_tail(header.count, header.count, tail)
+            self._tail = tail
+        if self._durability.always:
+            os.fsync(self._checksum_fd)
+            os.fsync(self._fd)
+
+    def _redo(self) -> None:
+        """Finish an overwrite that its process did not live to finish."""
+        found = load_journal(self.path, self.header)
+        if found is not None and found[0] + found[1] <= self.count and found[0] % page_rows(self.header.level) == 0:
+            self._replace(found[0], found[0] + found[1], found[2])
+        if journal_path(self.path).exists() and journal_path(self.path).stat().st_size:
+            os.truncate(journal_path(self.path), 0)
+
+    def set_gist_fingerprint(self, fingerprint: bytes) -> None:
+        """Say which GistNet made the rows (16 bytes; ``MIXED``: several). One write, like a commit."""
+        header = replace(self.header, gist_fingerprint=fingerprint)
+        try:
+            write_all(self._fd, header.pack(), 0)
+        except OSError as error:
+            raise self._refused(error) from error
+        self.header = header
+        self._sync()
+
+    def _check_tail(self) -> None:
+        """Compare the unfinished last page with its checksum, before anything is built on it."""
+        rows = self._checksums.rows
+        first = self.count // rows * rows
+        data = read_all(self._fd, (self.count - first) * self.header.row_bytes, self.header.file_bytes(first))
+        self._tail = checksum_of(data)
+        if self._tail != self._checksums.tail(self.count):
+            raise CorruptTreeError(f"rows {first} to {self.count} of {self.path} differ from their checksum")
+
+    def _cut_back(self) -> None:
+        if os.fstat(self._fd).st_size > self.header.file_bytes(self.count):
+            os.ftruncate(self._fd, self.header.file_bytes(self.count))
+
+    def _undo(self) -> None:
+        try:
+            write_all(self._fd, self.header.pack_count(), COUNT_OFFSET)
+            self._cut_back()
+        except OSError:
+            pass  # the next writer does it
+
+    def _sync(self) -> None:
+        if self._durability.always:
+            try:
+                os.fsync(self._fd)
+            except OSError as error:
+                raise StoreError(f"{self.path} may not survive a power cut: {error.strerror}") from error
+        self._durability.wrote(self.path, checksum_path(self.path))
+
+    def _refused(self, error: OSError) -> StoreError:
+        return StoreError(
+            f"cannot write {self.path}: {error.strerror}. Its {self.count} committed rows are intact; "
             "free disk space or check the rights of the store folder, then try again"
-        ) from error
+        )
 
+    def close(self) -> None:
+        """Let go of the file and its lock; may be called twice."""
+        fd, self._fd = self._fd, -1
+        unlock(fd)
+        fd, self._checksum_fd = self._checksum_fd, -1
+        if fd >= 0:
+            os.close(fd)
 
-def _cut_back(fd: int, header: Header) -> None:
-    if os.fstat(fd).st_size > header.file_bytes(header.count):
-        os.ftruncate(fd, header.file_bytes(header.count))
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
 
 
 def _require_same(path: Path, found: Header, expected: Header) -> None:
     if found.model_fingerprint != expected.model_fingerprint:
         raise FingerprintMismatchError(f"{path} was written for another model (tokenizer or embedding table differ)")
-    if found.gist_fingerprint != expected.gist_fingerprint:
-        raise FingerprintMismatchError(f"{path} was written by another GistNet; drop the gists to rebuild them")
+    if found.gist_fingerprint not in (expected.gist_fingerprint, MIXED) and expected.gist_fingerprint != MIXED:
+        raise FingerprintMismatchError(f"{path} was written by another GistNet; refresh the tree or drop its gists")
     if (found.level, found.dtype, found.dim) != (expected.level, expected.dtype, expected.dim):
         raise CorruptTreeError(
             f"{path} holds level {found.level} {found.dtype.name} rows of width {found.dim}, "
@@ -191,92 +242,23 @@ def _require_same(path: Path, found: Header, expected: Header) -> None:
         )
 
 
-def write_rows(path: Path, header_without_count: Header, start: int, rows: NDArray[Any], fsync: bool = False) -> int:
-    """Append ``rows`` at row ``start`` and commit them; returns the new row count.
+def write_rows(path: Path, header_without_count: Header, start: int, rows: NDArray[Any]) -> int:
+    """Append ``rows`` at row ``start`` and commit them, keeping nothing open; returns the new row count.
 
     ``rows``: ``[n, dim]``, for LOD0 ``[n]``, of ``header_without_count.dtype.numpy``; n may be 0, which creates or
-    repairs the file. The header's own count is ignored. Keeps nothing open, so that any process can call it for its
-    level. Raises StoreError when ``start`` is not the committed count or the disk is full (committed rows stay
-    intact), TreeLockedError, FingerprintMismatchError, CorruptTreeError.
+    repairs the file. The header's own count is ignored. Raises what ``LevelWriter`` does.
     """
-    header = header_without_count
-    shape = (len(rows),) if header.level == 0 else (len(rows), header.dim)
-    assert (rows.shape, rows.dtype) == (shape, header.dtype.numpy), (rows.shape, rows.dtype, header)
-    with open_for_writing(path, header) as (fd, committed):
-        if start != committed:
-            raise StoreError(f"{path}: rows start at {start}, but {committed} rows are committed; a level only grows")
-        if rows.size:
-            _write_all(fd, np.ascontiguousarray(rows).data, header.file_bytes(start))
-            commit(fd, start + len(rows), fsync)
-        return start + len(rows)
+    with LevelWriter(path, header_without_count) as writer:
+        return writer.append(rows, start)
 
 
-def read_count(path: Path) -> int:
-    """Committed rows, 0 when there is no file yet. One 8-byte read and no checks: made for polling."""
+def open_again(path: Path, durability: Durability = NEVER) -> LevelWriter:
+    """Open an existing level file for writing, whatever made it. Raises StoreError, and what ``LevelWriter`` does."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return 0
+        reader = LevelReader(path)
     except OSError as error:
         raise StoreError(f"cannot read {path}: {error.strerror}") from error
     try:
-        data = os.pread(fd, _COUNT.size, _COUNT_OFFSET)
-    except OSError as error:
-        raise StoreError(f"cannot read {path}: {error.strerror}") from error
+        return LevelWriter(path, reader.header, durability)
     finally:
-        os.close(fd)
-    return int(_COUNT.unpack(data)[0]) if len(data) == _COUNT.size else 0
-
-
-class LevelReader:
-    """Zero-copy view of the committed rows of one level file, which another process may be extending.
-
-    Raises FileNotFoundError, CorruptTreeError. It keeps the file that it opened: after gists were dropped, open anew.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            self.header = _read_header(self._fd, path)
-            self.count = self.header.count
-            """Committed rows as of the last ``refresh()``."""
-            self._rows = self._map(self.count)
-        except BaseException:
-            self.close()
-            raise
-
-    def _map(self, count: int) -> NDArray[Any]:
-        """Map exactly ``count`` rows, so that cutting off an unfinished write never pulls pages from under a view."""
-        _require_rows(self._fd, self.path, self.header, count)
-        data = mmap.mmap(self._fd, self.header.file_bytes(count), access=mmap.ACCESS_READ)
-        shape = (count,) if self.header.level == 0 else (count, self.header.dim)
-        return np.ndarray(shape, self.header.dtype.numpy, buffer=data, offset=HEADER_BYTES)
-
-    def refresh(self) -> int:
-        """Read the committed count from disk; returns it. Raises CorruptTreeError when the header is gone."""
-        assert self._fd >= 0, "closed"
-        data = os.pread(self._fd, _COUNT.size, _COUNT_OFFSET)
-        if len(data) < _COUNT.size:
-            raise CorruptTreeError(f"{self.path} was cut off within its header")
-        self.count = int(_COUNT.unpack(data)[0])
-        return self.count
-
-    def rows(self, start: int, stop: int) -> NDArray[Any]:
-        """Rows ``[start, stop)`` as a read-only view ``[n, dim]``, for LOD0 ``[n]``; valid even after ``close()``.
-
-        Raises IndexError beyond ``count``, CorruptTreeError when the file lost committed rows.
-        """
-        assert self._fd >= 0, "closed"
-        if not 0 <= start <= stop <= self.count:
-            raise IndexError(f"rows [{start}, {stop}) of {self.path}, which has {self.count}")
-        if stop > len(self._rows):
-            self._rows = self._map(self.count)
-        return self._rows[start:stop]
-
-    def close(self) -> None:
-        """Let go of the file; the mapping goes with the last view."""
-        if self._fd >= 0:
-            os.close(self._fd)
-        self._fd = -1
-        self._rows = np.empty(0)
+        reader.close()

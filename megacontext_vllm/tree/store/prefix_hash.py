@@ -11,18 +11,18 @@ ANCHOR = 1024
 HASH_BYTES = 16
 
 
-def chained_hashes(tokens: NDArray[np.uint32]) -> list[bytes]:
+def chained_hashes(tokens: NDArray[np.uint32], previous: bytes = b"") -> list[bytes]:
     """Hash every complete run of ``ANCHOR`` tokens, each chained to the one before.
 
     ``tokens``: uint32 ``[n]``. Returns ``n // ANCHOR`` digests of 16 bytes,
-    ``hash_k = blake2b(hash_{k-1} + little-endian bytes of run k)``; the first has no predecessor.
+    ``hash_k = blake2b(hash_{k-1} + little-endian bytes of run k)``; the first is chained to ``previous``, which is
+    empty at the start of a history.
     """
     assert tokens.ndim == 1
     assert tokens.dtype == np.uint32
     data = np.ascontiguousarray(tokens, dtype="<u4").view(np.uint8)
     run_bytes = ANCHOR * 4
     hashes: list[bytes] = []
-    previous = b""
     for k in range(tokens.size // ANCHOR):
         state = blake2b(previous, digest_size=HASH_BYTES)
         state.update(data[k * run_bytes : (k + 1) * run_bytes].data)
