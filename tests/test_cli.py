@@ -14,7 +14,8 @@ import pytest
 from megacontext_vllm import cli
 from megacontext_vllm.cli import doctor, stored
 from megacontext_vllm.config import MegaContextConfig
-from megacontext_vllm.tree.files.level_file import Header, RowType, write_rows
+from megacontext_vllm.tree.files.header import Header, RowType
+from megacontext_vllm.tree.files.level_file import write_rows
 from megacontext_vllm.tree.store.library import TreeLibrary, namespace_of
 from megacontext_vllm.tree.tree import MegaContextTree
 

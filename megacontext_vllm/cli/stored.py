@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from megacontext_vllm.errors import CorruptTreeError, RequestError, StoreError, UnknownTreeError
-from megacontext_vllm.tree.files.level_file import LevelReader
+from megacontext_vllm.tree.files.level_reader import LevelReader
 from megacontext_vllm.tree.nodes import num_nodes
 from megacontext_vllm.tree.store.index import read_last_accesses
 from megacontext_vllm.tree.tree import MegaContextTree

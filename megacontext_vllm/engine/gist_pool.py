@@ -11,7 +11,9 @@ from megacontext_vllm.engine.embedding import GistEmbedding, SpanTable
 from megacontext_vllm.engine.step_work import GistJob, PageFill, StepWork
 from megacontext_vllm.errors import MegaContextError
 from megacontext_vllm.nets.gistnet import GistNet
-from megacontext_vllm.tree.files.level_file import Header, LevelReader, RowType, write_rows
+from megacontext_vllm.tree.files.header import Header, RowType
+from megacontext_vllm.tree.files.level_file import write_rows
+from megacontext_vllm.tree.files.level_reader import LevelReader
 from megacontext_vllm.tree.nodes import BLOCK
 
 logger = logging.getLogger("vllm.megacontext")

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from megacontext_vllm.engine.step_work import GistJob
 from megacontext_vllm.errors import CorruptTreeError, StoreError
-from megacontext_vllm.tree.files.level_file import LevelReader
+from megacontext_vllm.tree.files.level_reader import LevelReader
 from megacontext_vllm.tree.nodes import BLOCK, depth, num_nodes
 from megacontext_vllm.tree.tree import MegaContextTree
 

@@ -7,7 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from megacontext_vllm.errors import CorruptTreeError, StoreError
-from megacontext_vllm.tree.files.level_file import HEADER_BYTES, LevelReader, commit, open_for_writing
+from megacontext_vllm.tree.files.header import HEADER_BYTES
+from megacontext_vllm.tree.files.level_file import LevelWriter
+from megacontext_vllm.tree.files.level_reader import LevelReader
 from megacontext_vllm.tree.nodes import depth, num_nodes
 from megacontext_vllm.tree.tree import MegaContextTree
 
@@ -51,10 +53,14 @@ def copy_rows(source: Path, target: Path, count: int) -> None:
         header = replace(reader.header, count=0)
         if reader.count < count:
             raise CorruptTreeError(f"{source} has {reader.count} rows, {count} were expected")
-        with open(source, "rb") as file, open_for_writing(target, header) as (fd, committed):
-            assert committed == 0, "forks are copied into an empty tree"
-            _copy_bytes(file.fileno(), fd, HEADER_BYTES, header.file_bytes(count))
-            commit(fd, count)
+        # The checksums are copied too, so that damage in the source is not taken for the truth here.
+        pages, tail = reader.checksums(count)
+        with open(source, "rb") as file, LevelWriter(target, header) as writer:
+
+            def copy(fd: int) -> None:
+                _copy_bytes(file.fileno(), fd, HEADER_BYTES, header.file_bytes(count))
+
+            writer.fill(count, copy, pages, tail)
     finally:
         reader.close()
 

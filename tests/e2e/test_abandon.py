@@ -6,7 +6,7 @@ from pathlib import Path
 
 from engines import Engine, greedy
 
-from megacontext_vllm.tree.files.level_file import read_count
+from megacontext_vllm.tree.files.level_reader import read_count
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:

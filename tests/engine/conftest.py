@@ -31,7 +31,9 @@ from megacontext_vllm.engine.gist_pages import pages_for_one_step
 from megacontext_vllm.engine.scheduler import MegaContextAsyncScheduler
 from megacontext_vllm.engine.step_work import ATTRIBUTE
 from megacontext_vllm.errors import StoreError
-from megacontext_vllm.tree.files.level_file import Header, LevelReader, RowType, write_rows
+from megacontext_vllm.tree.files.header import Header, RowType
+from megacontext_vllm.tree.files.level_file import write_rows
+from megacontext_vllm.tree.files.level_reader import LevelReader
 from megacontext_vllm.tree.nodes import span
 
 BLOCK_SIZE, VOCABULARY, NET = 16, 49152, bytes(range(16))

@@ -13,7 +13,8 @@ from megacontext_vllm.engine.gist_pool import GistPool, rows_to_tensor, tensor_t
 from megacontext_vllm.engine.step_work import GistJob, PageFill, StepWork
 from megacontext_vllm.errors import MegaContextError
 from megacontext_vllm.nets.gistnet import RandomGistNet
-from megacontext_vllm.tree.files.level_file import LevelReader, RowType
+from megacontext_vllm.tree.files.header import RowType
+from megacontext_vllm.tree.files.level_reader import LevelReader
 from megacontext_vllm.tree.tree import MegaContextTree
 
 MODEL = bytes(range(16))

@@ -10,7 +10,9 @@ import pytest
 from megacontext_vllm.engine.ingest import TRIES, Ingest
 from megacontext_vllm.engine.step_work import GistJob
 from megacontext_vllm.errors import StoreError
-from megacontext_vllm.tree.files.level_file import Header, LevelReader, RowType, write_rows
+from megacontext_vllm.tree.files.header import Header, RowType
+from megacontext_vllm.tree.files.level_file import write_rows
+from megacontext_vllm.tree.files.level_reader import LevelReader
 from megacontext_vllm.tree.nodes import depth, num_nodes
 from megacontext_vllm.tree.tree import MegaContextTree
 

@@ -7,7 +7,9 @@ from numpy.typing import NDArray
 
 from megacontext_vllm.errors import CorruptTreeError, StoreError
 from megacontext_vllm.tree import fork
-from megacontext_vllm.tree.files.level_file import Header, LevelReader, RowType, read_count, write_rows
+from megacontext_vllm.tree.files.header import Header, RowType
+from megacontext_vllm.tree.files.level_file import write_rows
+from megacontext_vllm.tree.files.level_reader import LevelReader, read_count
 from megacontext_vllm.tree.fork import copy_prefix, copy_rows
 from megacontext_vllm.tree.tree import MegaContextTree
 

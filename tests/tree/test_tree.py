@@ -20,7 +20,8 @@ from megacontext_vllm.errors import (
     TreeLockedError,
     UnknownTreeError,
 )
-from megacontext_vllm.tree.files.level_file import Header, RowType, write_rows
+from megacontext_vllm.tree.files.header import Header, RowType
+from megacontext_vllm.tree.files.level_file import write_rows
 from megacontext_vllm.tree.tree import MegaContextTree
 
 MODEL, OTHER_MODEL = bytes(range(16)), bytes(range(1, 17))
@@ -64,7 +65,13 @@ def test_create_append_reopen(tmp_path: Path) -> None:
         "namespace": "default",
         "model_fingerprint": MODEL.hex(),
     }
-    assert sorted(p.name for p in (tmp_path / "t").iterdir()) == ["LOD0.ctx", "meta.json", "writer.lock"]
+    assert sorted(p.name for p in (tmp_path / "t").iterdir()) == [
+        "LOD0.crc",
+        "LOD0.ctx",
+        "meta.json",
+        "use.lock",
+        "writer.lock",
+    ]
     again = reopen(tmp_path / "t")
     np.testing.assert_array_equal(again.tokens(0, 41), ids(0, 41))
     assert again.tokens(3, 5).dtype == np.uint32

@@ -8,6 +8,7 @@ writer cuts off. This holds when a process is killed at any point. What a power 
 
 import fcntl
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -117,6 +118,27 @@ class LevelWriter:
         self.header, self._tail = grown, tail
         self._sync()
         return grown.count
+
+    def fill(self, count: int, copy: Callable[[int], None], pages: NDArray[np.uint32], tail: int) -> None:
+        """Commit ``count`` rows that ``copy`` puts into the empty file, given its descriptor.
+
+        ``pages``: their checksums, uint32 ``[complete pages]``; ``tail``: of the rows behind those.
+        """
+        assert self.count == 0
+        filled = replace(self.header, count=count)
+        try:
+            copy(self._fd)
+            self._checksums.write_pages(0, pages)
+            self._checksums.write_tail(0, count, tail)
+            if self._durability.always:
+                os.fsync(self._checksum_fd)
+                os.fsync(self._fd)
+            write_all(self._fd, filled.pack_count(), COUNT_OFFSET)
+        except OSError as error:
+            self._undo()
+            raise self._refused(error) from error
+        self.header, self._tail = filled, tail
+        self._sync()
 
     def overwrite(self, start: int, rows: NDArray[Any]) -> None:
         """Replace committed gist rows from ``start`` on; readers see each page as it was or as it is now.

@@ -193,6 +193,19 @@ class LevelReader:
                 bad.append(page)
         return bad
 
+    def checksums(self, count: int) -> tuple[NDArray[np.uint32], int]:
+        """Checksums of the first ``count`` rows: uint32 ``[complete pages]``, and of the rows behind those.
+
+        Raises CorruptTreeError if they are missing, or if the last rows differ from theirs; pages are not looked at.
+        """
+        sums = self._sidecar()
+        full = count // sums.rows
+        pages = sums.pages(0, full) if sums.fd >= 0 else np.empty(0, np.uint32)
+        if len(pages) < full:
+            raise CorruptTreeError(f"{self.path} has lost its checksums; run: megacontext tree repair")
+        rest = self.read(full * sums.rows, count)
+        return pages, checksum_of(np.ascontiguousarray(rest).data.cast("B")) if len(rest) else 0
+
     @property
     def page_count(self) -> int:
         """Pages over ``count`` rows, the unfinished last one included."""

@@ -5,7 +5,8 @@ import pytest
 from histories import BASE, MODEL, check, diverging, put
 
 from megacontext_vllm.errors import FingerprintMismatchError, RequestError, UnknownTreeError
-from megacontext_vllm.tree.files.level_file import Header, RowType, write_rows
+from megacontext_vllm.tree.files.header import Header, RowType
+from megacontext_vllm.tree.files.level_file import write_rows
 from megacontext_vllm.tree.store.library import TreeLibrary, namespace_of
 from megacontext_vllm.tree.tree import MegaContextTree
 
