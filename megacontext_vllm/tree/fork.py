@@ -3,15 +3,21 @@
 import errno
 import logging
 import os
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from megacontext_vllm.errors import CorruptTreeError, StoreError
-from megacontext_vllm.tree.files.header import HEADER_BYTES
+from megacontext_vllm.tree.files.header import HEADER_BYTES, Header
 from megacontext_vllm.tree.files.level_file import LevelWriter
 from megacontext_vllm.tree.files.level_reader import LevelReader
 from megacontext_vllm.tree.nodes import depth, num_nodes
-from megacontext_vllm.tree.tree import MegaContextTree
+from megacontext_vllm.tree.tree import TOKENS, MegaContextTree
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +34,7 @@ def copy_prefix(source: MegaContextTree, target: MegaContextTree, length: int) -
     assert target.writable
     assert target.length == 0
     assert length <= source.length
-    copy_rows(source.path / "LOD0.ctx", target.path / "LOD0.ctx", length)
+    _copy(source.path / TOKENS, length, lambda _: target)
     for level in range(1, depth(length) + 1):
         count = min(source.gist_count(level), num_nodes(length, level))
         if count == 0:
@@ -40,11 +46,22 @@ def copy_prefix(source: MegaContextTree, target: MegaContextTree, length: int) -
             target.gist_path(level).unlink(missing_ok=True)
 
 
+class _Target(Protocol):
+    """What rows are copied into: an empty tree, or the writer of an empty level file."""
+
+    def fill(self, count: int, copy: Callable[[int], None], pages: NDArray[np.uint32], tail: int) -> None: ...
+
+
 def copy_rows(source: Path, target: Path, count: int) -> None:
     """Copy the first ``count`` committed rows of one level file to a new or empty one.
 
     Committed rows never move, so ``source`` may grow meanwhile. Raises StoreError.
     """
+    with ExitStack() as stack:
+        _copy(source, count, lambda header: stack.enter_context(LevelWriter(target, header)))
+
+
+def _copy(source: Path, count: int, target: Callable[[Header], _Target]) -> None:
     try:
         reader = LevelReader(source)
     except OSError as error:
@@ -55,12 +72,14 @@ def copy_rows(source: Path, target: Path, count: int) -> None:
             raise CorruptTreeError(f"{source} has {reader.count} rows, {count} were expected")
         # The checksums are copied too, so that damage in the source is not taken for the truth here.
         pages, tail = reader.checksums(count)
-        with open(source, "rb") as file, LevelWriter(target, header) as writer:
+        with open(source, "rb") as file:
 
             def copy(fd: int) -> None:
                 _copy_bytes(file.fileno(), fd, HEADER_BYTES, header.file_bytes(count))
 
-            writer.fill(count, copy, pages, tail)
+            target(header).fill(count, copy, pages, tail)
+    except OSError as error:
+        raise StoreError(f"cannot read {source}: {error.strerror}") from error
     finally:
         reader.close()
 

@@ -4,6 +4,7 @@ import logging
 import shutil
 import threading
 import time
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -241,6 +242,11 @@ class MegaContextTree:
                     f"tree {self.tree_id} ends at token {length}, not at {at}: another request extended it"
                 )
             return self._writer.append(tokens)
+
+    def fill(self, count: int, copy: Callable[[int], None], pages: NDArray[np.uint32], tail: int) -> None:
+        """Commit the first ``count`` tokens, which ``copy`` puts into the empty file; as of ``LevelWriter.fill``."""
+        assert self._writer is not None, "only the writer can fill a tree"
+        self._writer.fill(count, copy, pages, tail)
 
     def gist_path(self, level: int) -> Path:
         """File of the gists of ``level`` (1 or more); it need not exist."""

@@ -29,7 +29,7 @@ from megacontext_vllm.tree.files.checksums import (
 from megacontext_vllm.tree.files.durability import NEVER, Durability
 from megacontext_vllm.tree.files.header import COUNT_OFFSET, MIXED, Header
 from megacontext_vllm.tree.files.journal import journal_path, load_journal, write_journal
-from megacontext_vllm.tree.files.level_reader import LevelReader, read_all, read_header, require_rows
+from megacontext_vllm.tree.files.level_reader import LevelReader, has_checksums, read_all, read_header, require_rows
 from megacontext_vllm.tree.files.locks import unlock
 
 
@@ -80,11 +80,11 @@ class LevelWriter:
         require_rows(self._fd, self.path, found, found.count)
         self.header = found
         self._cut_back()
+        if self.count and not has_checksums(self.path, found):
+            raise CorruptTreeError(f"{self.path} has lost its checksums; run: megacontext tree repair")
         self._checksum_fd = os.open(checksum_path(self.path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         self._checksums = Checksums(self._checksum_fd, found.level, found.row_bytes)
-        if not self._checksums.is_valid():
-            if self.count:
-                raise CorruptTreeError(f"{self.path} has lost its checksums; run: megacontext tree repair")
+        if not self.count:
             self._checksums.reset()
         self._redo()
         self._check_tail()

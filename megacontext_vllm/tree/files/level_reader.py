@@ -28,7 +28,7 @@ from megacontext_vllm.tree.files.journal import read_journal
 
 # A commit is one small write, caught half-way only while it is copied; a refresh is several, and may be preempted.
 _TORN_TRIES, _TORN_PAUSE_SECONDS = 10, 0.0002
-_TRIES, _PAUSE_SECONDS = 50, 0.001
+_TRIES, _PAUSE_SECONDS = 20, 0.001
 _CHUNK_BYTES = 1 << 23
 
 
@@ -82,6 +82,18 @@ def require_rows(fd: int, path: Path, header: Header, count: int) -> None:
     size = os.fstat(fd).st_size
     if size < header.file_bytes(count):
         raise CorruptTreeError(f"{path}: {size} bytes are too few for the {count} rows it claims to hold")
+
+
+def has_checksums(path: Path, header: Header) -> bool:
+    """Whether the level file has a sidecar of its level; not whether the rows match. Raises OSError."""
+    try:
+        fd = os.open(checksum_path(path), os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        return Checksums(fd, header.level, header.row_bytes).is_valid()
+    finally:
+        os.close(fd)
 
 
 def read_all(fd: int, size: int, offset: int) -> bytes:
@@ -174,6 +186,8 @@ class LevelReader:
         header = self.header
         shape = (stop - start,) if header.level == 0 else (stop - start, header.dim)
         out = np.empty(shape, header.dtype.numpy)
+        if start == stop:
+            return out
         page = self.page_rows
         at_once = max(_CHUNK_BYTES // (page * header.row_bytes), 1)
         for first in range(start // page, -(-stop // page), at_once):

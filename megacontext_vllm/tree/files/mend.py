@@ -13,7 +13,7 @@ from megacontext_vllm.errors import StoreError, TreeLockedError
 from megacontext_vllm.tree.files.checksums import Checksums, checksum_path, page_checksums, write_all
 from megacontext_vllm.tree.files.header import COUNT_OFFSET, HEADER_BYTES, Header
 from megacontext_vllm.tree.files.journal import journal_path
-from megacontext_vllm.tree.files.level_reader import read_all, read_header, require_rows
+from megacontext_vllm.tree.files.level_reader import has_checksums, read_all, read_header, require_rows
 from megacontext_vllm.tree.files.locks import unlock
 
 _CHUNK_BYTES = 1 << 24
@@ -37,13 +37,15 @@ def cut_level(path: Path, count: int) -> int:
         return header.count
 
 
-def rebuild_checksums(path: Path) -> None:
-    """Make the checksums of a level file anew, taking its rows as they are.
+def rebuild_checksums(path: Path, only_if_lost: bool = False) -> None:
+    """Make the checksums of a level file anew, taking its rows as they are; ``only_if_lost``: if it has none.
 
     Raises CorruptTreeError when the header is damaged or rows are missing, TreeLockedError, StoreError.
     """
     with _locked(path) as fd:
         header = read_header(fd, path)
+        if only_if_lost and has_checksums(path, header):
+            return
         require_rows(fd, path, header, header.count)
         _take_rows_as_they_are(path, fd, header)
 
