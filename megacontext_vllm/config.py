@@ -46,6 +46,20 @@ class MegaContextConfig(BaseModel):
         description="Longest history accepted; reported as max_model_len by /v1/models.",
     )
     store: Path = Field(default_factory=default_store, description="Folder of the trees and their index.")
+    fsync: Literal["never", "interval", "always"] = Field(
+        default="interval",
+        description="When what is stored is forced to the disk: only a power cut makes a difference, never a crash of "
+        "the server. 'interval' loses at most fsync_seconds, 'always' nothing, at the disk's pace.",
+    )
+    fsync_seconds: float = Field(default=5.0, gt=0, description="How often fsync='interval' forces out.")
+    retain_bytes: int | None = Field(
+        default=None,
+        ge=0,
+        description="Delete the least recently used trees beyond this many bytes on disk. Default: keep all.",
+    )
+    retain_days: float | None = Field(
+        default=None, gt=0, description="Delete trees that were not used for so many days. Default: keep all."
+    )
     head_tokens: int = Field(default=64, ge=0, description="First tokens pinned raw, at most a quarter of the window.")
     tail_tokens: int = Field(
         default=128, ge=1, description="Last tokens pinned raw. A longer question is pinned from its start."

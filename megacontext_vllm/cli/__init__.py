@@ -1,7 +1,7 @@
-"""The command ``megacontext``: look at stored trees, list the settings, find out why a server does not start.
+"""The command ``megacontext``: look at and after stored trees, list the settings, find out why a server does not start.
 
-It only reads, takes no lock and repairs nothing, so it may be used beside a running server. It needs neither torch nor
-vLLM.
+It may be used beside a running server: what only looks takes no lock and mends nothing, and what would take something
+from under a request is refused. It needs neither torch nor vLLM.
 """
 
 import argparse
@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from megacontext_vllm import __version__
-from megacontext_vllm.cli import doctor, settings, tree
+from megacontext_vllm.cli import doctor, settings
 from megacontext_vllm.cli.text import one_line
+from megacontext_vllm.cli.tree_commands import add_tree_commands
 from megacontext_vllm.config import default_store
 from megacontext_vllm.errors import MegaContextError
-from megacontext_vllm.tree.nodes import BLOCK
 from megacontext_vllm.tree.store.library import namespace_of
 
 EXAMPLES = """\
@@ -25,7 +25,10 @@ examples:
   megacontext tree ls                                 the stored histories
   megacontext tree ls --cache-salt alice              those of one client
   megacontext tree info 3f2a                          one tree; the first characters of its id are enough
+  megacontext tree show 3f2a                          how far each level of it is made
   megacontext tree show 3f2a 0 200 --tokenizer MODEL  its first 200 tokens, as text
+  megacontext tree grep "red cars" --tokenizer MODEL  where that was said, in all trees
+  megacontext tree verify                             is every stored token still what was written?
 
 A server with an unbounded history:  vllm serve MODEL --plugin megacontext
 """
@@ -35,7 +38,7 @@ def make_parser() -> argparse.ArgumentParser:
     """The function in ``options.run`` takes the parsed options and returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="megacontext",
-        description="Look at what MegaContext for vLLM has stored, and at how it is set up. Nothing is ever changed.",
+        description="Look at, and after, what MegaContext for vLLM has stored, and at how it is set up.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -58,35 +61,7 @@ def make_parser() -> argparse.ArgumentParser:
     owner.add_argument("--cache-salt", metavar="SALT", help="only the namespace of requests sent with this cache_salt")
     machine = argparse.ArgumentParser(add_help=False)
     machine.add_argument("--json", action="store_true", help="for programs: JSON on standard output")
-    one_tree = argparse.ArgumentParser(add_help=False)
-    one_tree.add_argument("tree", metavar="TREE", help="its id, or enough of its first characters")
-
-    actions = commands.add_parser(
-        "tree", help="stored trees: list them, look into one", description="Stored trees."
-    ).add_subparsers(title="actions", metavar="ACTION", required=True)
-    actions.add_parser(
-        "ls",
-        parents=[trees, machine],
-        help="list the trees",
-        description="The stored trees, the last used first. LOD0 are tokens; LOD1 and up, gists of 32, 1,024 ...",
-    ).set_defaults(run=tree.ls)
-    actions.add_parser(
-        "info",
-        parents=[trees, machine, one_tree],
-        help="one tree and its levels",
-        description="One tree: where it lies, which model it belongs to, and how far each level's gists are made.",
-    ).set_defaults(run=tree.info)
-    show = actions.add_parser(
-        "show",
-        parents=[trees, one_tree],
-        help="tokens of one tree, or their text",
-        description=f"Print tokens START to STOP (STOP not included), {BLOCK} a line, or their text.",
-    )
-    show.add_argument("start", metavar="START", type=int, help="first token, from 0")
-    show.add_argument("stop", metavar="STOP", type=int, help="the token behind the last")
-    show.add_argument("--tokenizer", type=Path, metavar="DIR", help="the model's folder: print text, not token ids")
-    show.set_defaults(run=tree.show)
-
+    add_tree_commands(commands, trees, machine)
     commands.add_parser(
         "settings", parents=[machine], help="every setting of the plugin", description="Every setting and its default."
     ).set_defaults(run=settings.show)

@@ -1,6 +1,5 @@
 """What is in a store, read without opening it as a server would: trees of every model, damaged ones too."""
 
-import json
 import sys
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -40,6 +39,8 @@ class StoredTree:
     created: float | None = None
     last_access: float | None = None
     model_fingerprint: str | None = None
+    name: str | None = None
+    pinned: bool = False
     damage: str | None = None
 
 
@@ -73,6 +74,8 @@ def read_tree(folder: Path, uses: dict[tuple[str, str], float]) -> StoredTree:
                 created=tree.created,
                 last_access=last_access,
                 model_fingerprint=tree.model_fingerprint.hex(),
+                name=tree.name,
+                pinned=tree.pinned,
             )
     except UnknownTreeError:
         raise
@@ -82,15 +85,7 @@ def read_tree(folder: Path, uses: dict[tuple[str, str], float]) -> StoredTree:
 
 def open_tree(folder: Path) -> MegaContextTree:
     """A reading handle, whatever model the tree belongs to. Raises UnknownTreeError, CorruptTreeError, StoreError."""
-    try:
-        fingerprint = bytes.fromhex(json.loads((folder / "meta.json").read_bytes())["model_fingerprint"])
-    except FileNotFoundError:
-        raise UnknownTreeError(f"there is no tree in {folder}") from None
-    except OSError as error:
-        raise StoreError(f"cannot read {folder}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise CorruptTreeError(f"{folder}/meta.json is damaged: {error}") from None
-    return MegaContextTree.open(folder, model_fingerprint=fingerprint, writable=False)
+    return MegaContextTree.open(folder, model_fingerprint=None, writable=False)
 
 
 def level_files(folder: Path) -> list[Path]:

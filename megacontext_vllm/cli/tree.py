@@ -19,9 +19,11 @@ from megacontext_vllm.cli.stored import (
     read_tree,
     read_trees,
 )
-from megacontext_vllm.cli.text import age_text, one_line, out, size_text, time_text
+from megacontext_vllm.cli.text import age_text, out, size_text, time_text
+from megacontext_vllm.cli.tokenizer import load_decoder
 from megacontext_vllm.errors import CorruptTreeError, RequestError
-from megacontext_vllm.tree.nodes import BLOCK
+from megacontext_vllm.tree.nodes import BLOCK, depth, num_nodes
+from megacontext_vllm.tree.sealed import SealedSpans
 
 
 def ls(options: argparse.Namespace) -> int:
@@ -35,7 +37,7 @@ def ls(options: argparse.Namespace) -> int:
         return 0
     for namespace in dict.fromkeys(tree.namespace for tree in trees):
         table = Table(box=box.SIMPLE_HEAD, title=f"namespace {namespace}", title_justify="left")
-        for heading in ("tree", "tokens", "levels", "on disk", "created", "last use"):
+        for heading in ("tree", "tokens", "levels", "on disk", "created", "last use", "name"):
             number = heading in ("tokens", "levels", "on disk")
             table.add_column(heading, justify="right" if number else "left", no_wrap=True)
         for tree in (tree for tree in trees if tree.namespace == namespace):
@@ -46,6 +48,7 @@ def ls(options: argparse.Namespace) -> int:
                 size_text(tree.bytes_on_disk),
                 age_text(tree.created),
                 age_text(tree.last_access),
+                escape(tree.name or "") + (" [dim](pinned)[/dim]" if tree.pinned else ""),
             )
         console.print(table)
     tokens, size = sum(tree.tokens for tree in trees), sum(tree.bytes_on_disk for tree in trees)
@@ -75,6 +78,7 @@ def print_facts(tree: StoredTree) -> None:
     facts = Table.grid(padding=(0, 2))
     for name, value in (
         ("tree", tree.tree_id),
+        ("name", (tree.name or "–") + (" (pinned)" if tree.pinned else "")),
         ("namespace", tree.namespace),
         ("folder", tree.path),
         ("tokens", f"{tree.tokens:,}"),
@@ -103,14 +107,18 @@ def print_facts(tree: StoredTree) -> None:
 
 def show(options: argparse.Namespace) -> int:
     folder = find_folder(options.store, options.namespace, options.tree)
-    start, stop = options.start, options.stop
+    if options.start is None:
+        print_pyramid(read_tree(folder, {}))
+        return 0
+    start = options.start
     with closing(open_tree(folder)) as tree:
         length = tree.length
+        stop = min(start + BLOCK, length) if options.stop is None else options.stop
         if not 0 <= start <= stop <= length:
             raise RequestError(f"tokens {start} to {stop} are not within tree {tree.tree_id}, which has {length:,}")
-        ids = tree.tokens(start, stop).tolist()
+        ids = tree.read_tokens(start, stop).tolist()
     if options.tokenizer is not None:
-        print(decode(options.tokenizer, ids))
+        print(load_decoder(options.tokenizer)(ids))
     else:
         width = len(f"{stop:,}")
         for at in range(0, len(ids), BLOCK):
@@ -118,26 +126,23 @@ def show(options: argparse.Namespace) -> int:
     return 0
 
 
-def decode(folder: Path, ids: list[int]) -> str:
-    """Text of token ids, special tokens included, with the tokenizer in ``folder``. Raises RequestError."""
-    if not folder.exists():
-        raise RequestError(f"there is no tokenizer folder {folder}")
-    file = folder / "tokenizer.json"
-    try:
-        if file.exists():
-            from tokenizers import Tokenizer  # type: ignore[import-untyped,unused-ignore]
-
-            tokenizer = Tokenizer.from_file(str(file))
-            size = tokenizer.get_vocab_size(with_added_tokens=True)
-        else:
-            from transformers import AutoTokenizer
-
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            size = len(tokenizer)
-    except ImportError as error:
-        raise RequestError(f"--tokenizer needs the package {error.name}: pip install {error.name}") from None
-    except Exception as error:  # tokenizers raises bare Exception
-        raise RequestError(f"{folder} holds no tokenizer that can be loaded: {one_line(error)}") from None
-    if ids and max(ids) >= size:
-        raise RequestError(f"token {max(ids)} is beyond the {size:,} tokens of {folder}: the tree is another model's")
-    return str(tokenizer.decode(ids, skip_special_tokens=False))
+def print_pyramid(tree: StoredTree) -> None:
+    """The levels of a tree, one bar each, the top first; how far each is made."""
+    console = out()
+    if tree.damage:
+        raise CorruptTreeError(tree.damage)
+    made = {level.level: level for level in tree.levels}
+    widest = max(console.width - 50, 10)
+    top = depth(tree.tokens)
+    for level in range(top, -1, -1):
+        nodes = num_nodes(tree.tokens, level)
+        rows = made[level].rows if level in made else 0
+        # One node less per level makes a pyramid; true proportions, 32 to 1, would leave a single column on top.
+        width = max(widest * (top + 1 - level) // (top + 1), 1)
+        full = width * min(rows, nodes) // nodes if nodes else width
+        line = f"[green]{'█' * full}[/green][dim]{'░' * (width - full)}[/dim]"
+        what = "tokens" if level == 0 else f"gists of {BLOCK**level:,} tokens"
+        state = "" if rows >= nodes else f", {rows:,} made"
+        console.print(f"LOD{level}  {' ' * ((widest - width) // 2)}{line}  {nodes:,} {what}{state}", soft_wrap=True)
+    for item in SealedSpans.of(Path(tree.path)):
+        console.print(f"tokens {item.start:,} to {item.stop:,} are {item.kind}; their gist is left", soft_wrap=True)

@@ -12,8 +12,8 @@ from megacontext_vllm.engine.step_work import GistJob, PageFill, StepWork
 from megacontext_vllm.errors import MegaContextError
 from megacontext_vllm.nets.gistnet import GistNet
 from megacontext_vllm.tree.files.header import Header, RowType
-from megacontext_vllm.tree.files.level_file import write_rows
 from megacontext_vllm.tree.files.level_reader import LevelReader
+from megacontext_vllm.tree.gists import append_gists, replace_gists
 from megacontext_vllm.tree.nodes import BLOCK
 
 logger = logging.getLogger("vllm.megacontext")
@@ -92,12 +92,12 @@ class GistPool:
                 children = self._read(below, job.start * BLOCK, job.stop * BLOCK).view(-1, BLOCK, self.dim)
             path = Path(job.tree_path) / f"LOD{job.level}.ctx"
             dtype = self.dtype
-            if job.start > 0:  # a file keeps the type that it was begun with, by an engine of perhaps another type
+            if job.start > 0 or job.again:  # a file keeps the type of the engine that began it
                 with closing(LevelReader(path)) as reader:
                     dtype = TORCH_TYPES[reader.header.dtype]
             gists = self.net(children.float(), job.level).to(dtype)
             header = Header(job.level, ROW_TYPES[dtype], self.dim, 0, model_fingerprint, self.net.fingerprint)
-            write_rows(path, header, job.start, tensor_to_rows(gists))
+            (replace_gists if job.again else append_gists)(path, header, job.start, tensor_to_rows(gists))
         except (MegaContextError, OSError, IndexError) as error:
             # Not committed; the scheduler sees the count stand still, tries again and then does without gists.
             logger.error("MegaContext could not write gists of level %d: %s", job.level, error)
@@ -113,7 +113,7 @@ class GistPool:
         self.pages[fill.page, fill.offset : fill.offset + fill.stop - fill.start] = rows
 
     def _read(self, path: Path, start: int, stop: int) -> torch.Tensor:
-        """Committed rows of a gist file, ``[stop - start, d]`` on the device in the pool's type."""
+        """Committed rows of a gist file, compared with their checksums: ``[stop - start, d]`` in the pool's type."""
         with closing(LevelReader(path)) as reader:
-            rows = rows_to_tensor(reader.rows(start, stop), TORCH_TYPES[reader.header.dtype])
+            rows = rows_to_tensor(reader.read(start, stop), TORCH_TYPES[reader.header.dtype])
         return rows.to(self.device, self.dtype)

@@ -1,7 +1,8 @@
 """Making the gists of a tree, a bounded piece per engine step, until every complete node has one.
 
 The worker commits rows to the tree's files; this side only ever looks at the committed counts. A level's nodes are
-asked for once their children are committed, so that every rank can read them.
+asked for once their children are committed, so that every rank can read them. Gists that an older GistNet made, or that
+are damaged, are made again in place first, with the tree readable throughout.
 """
 
 import logging
@@ -10,8 +11,11 @@ from dataclasses import dataclass, field
 
 from megacontext_vllm.engine.step_work import GistJob
 from megacontext_vllm.errors import CorruptTreeError, StoreError
+from megacontext_vllm.tree.files.header import MIXED
 from megacontext_vllm.tree.files.level_reader import LevelReader
+from megacontext_vllm.tree.gists import begin_refresh, finish, stale
 from megacontext_vllm.tree.nodes import BLOCK, depth, num_nodes
+from megacontext_vllm.tree.refresh import Refresh
 from megacontext_vllm.tree.tree import MegaContextTree
 
 logger = logging.getLogger("vllm.megacontext")
@@ -21,15 +25,21 @@ TRIES = 3
 
 @dataclass
 class TreeIngest:
-    """Progress of one tree up to ``length`` tokens. ``asked[level]``: nodes asked of the worker so far."""
+    """Progress of one tree up to ``length`` tokens. ``asked[level]``: nodes asked of the worker so far.
+
+    ``refresh``: what is left to be made again, None once that is done; ``renewing``: such jobs under way.
+    """
 
     tree: MegaContextTree
     length: int
     asked: dict[int, int] = field(default_factory=dict)
     committed: dict[int, int] = field(default_factory=dict)
     failures: int = 0
+    refresh: Refresh | None = None
+    renewing: int = 0
 
     def __post_init__(self) -> None:
+        self.renew()
         self._read_counts()
         self.asked = dict(self.committed)
 
@@ -44,9 +54,15 @@ class TreeIngest:
                 self.committed.setdefault(level, self.tree.gist_count(level))
                 self.asked.setdefault(level, self.committed[level])
 
+    def renew(self) -> None:
+        """See whether gists have to be made again. Raises CorruptTreeError, StoreError."""
+        if self.refresh is None and not finish(self.tree.path):
+            self.refresh = Refresh(self.tree, "eager")
+
     def covers(self, length: int) -> bool:
-        """Whether every complete node below ``length`` tokens has its gist committed."""
-        return all(self.committed.get(n, 0) >= num_nodes(length, n) for n in range(1, depth(length) + 1))
+        """Whether every complete node below ``length`` tokens has its gist committed, by the newest GistNet."""
+        levels = range(1, depth(length) + 1)
+        return self.refresh is None and all(self.committed.get(n, 0) >= num_nodes(length, n) for n in levels)
 
     @property
     def failed(self) -> bool:
@@ -54,8 +70,15 @@ class TreeIngest:
 
     def next_jobs(self, tokens_allowed: int) -> list[GistJob]:
         """Up to ``tokens_allowed // 32`` nodes to make next, lowest level first."""
-        jobs = []
+        jobs: list[GistJob] = []
         nodes_allowed = tokens_allowed // BLOCK
+        if self.refresh is not None:
+            # What is left is read from the disk, so ask again only when all that was asked for is there.
+            if not self.renewing and nodes_allowed:
+                for level, start, stop in self.refresh.next_nodes(nodes_allowed):
+                    jobs.append(self._job(level, start, stop, again=True))
+                self.renewing = len(jobs)
+            return jobs
         for level in range(1, depth(self.length) + 1):
             start = self.asked[level]
             ready = num_nodes(self.length, level)
@@ -64,16 +87,22 @@ class TreeIngest:
             stop = min(ready, start + nodes_allowed)
             if stop <= start:
                 continue
-            tokens = None
-            if level == 1:
-                tokens = self.tree.tokens(start * BLOCK, stop * BLOCK).reshape(-1, BLOCK).copy()
-            jobs.append(GistJob(str(self.tree.path), level, start, stop, tokens))
+            jobs.append(self._job(level, start, stop))
             self.asked[level] = stop
             nodes_allowed -= stop - start
         return jobs
 
+    def _job(self, level: int, start: int, stop: int, again: bool = False) -> GistJob:
+        tokens = None
+        if level == 1:
+            tokens = self.tree.read_tokens(start * BLOCK, stop * BLOCK).reshape(-1, BLOCK)
+        return GistJob(str(self.tree.path), level, start, stop, tokens, again)
+
     def executed(self, job: GistJob) -> None:
         """The step that carried ``job`` has run: see whether its rows are there, else ask again."""
+        if job.again:
+            self._renewed(job)
+            return
         try:
             committed = self.tree.gist_count(job.level)
         except (StoreError, OSError) as error:  # damaged under our hands; three of these and we do without gists
@@ -85,6 +114,17 @@ class TreeIngest:
         else:
             self.failures += 1
             self.asked[job.level] = committed
+
+    def _renewed(self, job: GistJob) -> None:
+        self.renewing = max(self.renewing - 1, 0)
+        try:
+            failed = bool(stale(self.tree.path, job.level, self.tree.sealed)[job.start : job.stop].any())
+            if not self.renewing and finish(self.tree.path):
+                self.refresh = None
+        except (StoreError, OSError) as error:
+            logger.error("MegaContext: %s", error)
+            failed = True
+        self.failures = self.failures + 1 if failed else 0
 
 
 class Ingest:
@@ -107,26 +147,32 @@ class Ingest:
         known = self._trees.get(key)
         # Another handle of the same tree: the known one was closed when its last holder went away.
         if known is not None and known.tree is tree:
+            known.renew()
             known.extend(length)
             return known
-        if self._unusable(tree):
-            tree.drop_gists()  # LOD0 is the truth and gists are made again from it
+        self._prepare(tree)
         self._trees[key] = TreeIngest(tree, length)
         return self._trees[key]
 
-    def _unusable(self, tree: MegaContextTree) -> bool:
-        """Whether any gists were made by another net or are damaged."""
+    def _prepare(self, tree: MegaContextTree) -> None:
+        """Have gists that another net made, or whose file is damaged, made again."""
+        assert self._gist_fingerprint is not None
         for level in range(1, depth(tree.length) + 1):
             if tree.gist_count(level) == 0:
                 continue
             try:
                 with closing(LevelReader(tree.gist_path(level))) as reader:
-                    if reader.header.gist_fingerprint != self._gist_fingerprint:
-                        return True
+                    other = reader.header.gist_fingerprint not in (self._gist_fingerprint, MIXED)
             except CorruptTreeError as error:
                 logger.warning("MegaContext: the gists of tree %s are made again: %s", tree.tree_id, error)
-                return True
-        return False
+                tree.drop_gists()  # LOD0 is the truth and gists are made again from it
+                return
+            if other:
+                if not tree.writable:
+                    raise StoreError(f"the gists of {tree.path} are another GistNet's, and another process writes it")
+                logger.info("MegaContext: the gists of tree %s are refreshed with the present GistNet", tree.tree_id)
+                begin_refresh(tree.path, self._gist_fingerprint)
+                return
 
     def keep(self, wanted: set[str]) -> None:
         """Forget every tree but those whose paths are ``wanted``."""

@@ -13,11 +13,13 @@ import numpy.typing as npt
 
 from megacontext_vllm.config import MegaContextConfig
 from megacontext_vllm.engine.content_ids import content_id
-from megacontext_vllm.errors import BudgetError
+from megacontext_vllm.engine.notes import note_plan
+from megacontext_vllm.errors import BudgetError, CorruptTreeError
 from megacontext_vllm.focus.allocator import allocate
 from megacontext_vllm.focus.lexical import LexicalLens
 from megacontext_vllm.focus.query import Query, find_query
 from megacontext_vllm.focus.working_context import Entry, Kind, WorkingContext
+from megacontext_vllm.tree.gists import mark_damaged
 from megacontext_vllm.tree.nodes import BLOCK
 from megacontext_vllm.tree.store.library import TreeLibrary
 from megacontext_vllm.tree.tree import MegaContextTree
@@ -109,12 +111,15 @@ class Planner:
             context = self._allocate(tokens, query, utility, request.window, gists)
             lap("allocate")
             plan = self._render(acquired.tree, tokens, context)
+            _check_gists(acquired.tree, plan.gist_nodes)
             if request.trace:
                 plan.described = [self._describe(entry, tokens) for entry in context.entries]
         except BaseException:
             (self.library.discard if acquired.created else self.library.release)(acquired.tree)
             raise
         lap("render")
+        note_plan(acquired.tree, acquired.reused, len(tokens), context)
+        lap("note")
         plan.created, plan.reused, plan.seconds = acquired.created, acquired.reused, seconds
         return plan
 
@@ -179,3 +184,15 @@ class Planner:
         if entry.kind is Kind.RAW:
             described["text"] = self.decode(tokens[entry.start : entry.end].tolist())
         return described
+
+
+def _check_gists(tree: MegaContextTree, nodes: list[tuple[int, int]]) -> None:
+    """Compare the gists that will be shown with their checksums; damaged ones are made again before they are."""
+    for level, page in sorted({(level, index // BLOCK) for level, index in nodes}):
+        first, stop = page * BLOCK, min((page + 1) * BLOCK, tree.gist_count(level))
+        try:
+            if first < stop:
+                tree.read_gists(level, first, stop)
+        except CorruptTreeError as error:
+            logger.warning("MegaContext: gists of tree %s are made again: %s", tree.tree_id, error)
+            mark_damaged(tree.path, level, first, stop)

@@ -15,13 +15,17 @@ ATTRIBUTE = "megacontext"
 
 @dataclass(frozen=True, slots=True)
 class GistJob:
-    """Make the gists of nodes ``(level, start) ... (level, stop - 1)`` of one tree and append them to its file."""
+    """Make the gists of nodes ``(level, start) ... (level, stop - 1)`` of one tree and put them into its file.
+
+    ``again``: they are there already, made by an older GistNet or damaged, and are replaced; else they are appended.
+    """
 
     tree_path: str
     level: int
     start: int
     stop: int
     tokens: npt.NDArray[np.uint32] | None  # [stop - start, 32] for LOD1; above, the children are read from the tree
+    again: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,9 @@ from megacontext_vllm.config import MegaContextConfig
 from megacontext_vllm.engine.description import WorkerDescription
 from megacontext_vllm.engine.plan import Planner
 from megacontext_vllm.focus.lexical import LexicalLens
+from megacontext_vllm.tree.files.durability import Durability
 from megacontext_vllm.tree.store.library import TreeLibrary
+from megacontext_vllm.tree.store.retention import RetentionPolicy
 
 logger = logging.getLogger("vllm.megacontext")
 
@@ -48,7 +50,12 @@ def make_planner(settings: MegaContextConfig, tokenizer: Any, workers: WorkerDes
     fingerprint = model_fingerprint(tokenizer, workers.embedding_digest)
     return Planner(
         settings,
-        TreeLibrary(settings.store, fingerprint),
+        TreeLibrary(
+            settings.store,
+            fingerprint,
+            retention=RetentionPolicy(settings.retain_bytes, settings.retain_days),
+            durability=Durability(settings.fsync, settings.fsync_seconds),
+        ),
         LexicalLens(surface_strings(tokenizer)),
         special_ids=special_ids(tokenizer),
         decode=lambda ids: str(tokenizer.decode(ids)),

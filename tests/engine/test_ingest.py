@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from megacontext_vllm.engine.ingest import TRIES, Ingest
+from megacontext_vllm.engine.plan import _check_gists
 from megacontext_vllm.engine.step_work import GistJob
 from megacontext_vllm.errors import StoreError
 from megacontext_vllm.tree.files.header import Header, RowType
-from megacontext_vllm.tree.files.level_file import write_rows
 from megacontext_vllm.tree.files.level_reader import LevelReader
+from megacontext_vllm.tree.gists import append_gists, replace_gists
 from megacontext_vllm.tree.nodes import depth, num_nodes
 from megacontext_vllm.tree.tree import MegaContextTree
 
@@ -41,7 +42,8 @@ class Worker:
             header = Header(job.level, RowType.FLOAT32, DIM, 0, MODEL, self.net)
             values = np.arange(job.start, job.stop, dtype=np.float32) + 1000 * job.level
             try:
-                write_rows(tree.gist_path(job.level), header, job.start, np.repeat(values[:, None], DIM, axis=1))
+                put = replace_gists if job.again else append_gists
+                put(tree.gist_path(job.level), header, job.start, np.repeat(values[:, None], DIM, axis=1))
             except StoreError:
                 continue  # as in the product: logged, not committed
             self.made.append(job)
@@ -216,19 +218,52 @@ def test_a_tree_that_grows_meanwhile(grow: Callable[..., MegaContextTree]) -> No
     complete(tree, LENGTH)
 
 
-def test_gists_of_another_net_are_dropped_and_made_again(grow: Callable[..., MegaContextTree]) -> None:
+def test_gists_of_another_net_are_refreshed_in_place(grow: Callable[..., MegaContextTree]) -> None:
     tree = grow("a", LENGTH)
     old = Ingest(1 << 20, OTHER_NET)
     old.watch(tree, LENGTH)
     drive(old, Worker([tree], OTHER_NET))
-    ingest = Ingest(1 << 20, NET)
+    ingest, worker = Ingest(4096, NET), Worker([tree])
     progress = ingest.watch(tree, LENGTH)
-    assert not progress.covers(LENGTH) and [tree.gist_count(level) for level in (1, 2, 3)] == [0, 0, 0]
-    drive(ingest, Worker([tree]))
+    steps = 0
+    while jobs := ingest.next_jobs():
+        assert not progress.covers(LENGTH)
+        assert sum(job.stop - job.start for job in jobs) <= 4096 // 32 and all(job.again for job in jobs)
+        assert ingest.next_jobs() == []  # nothing is asked for twice while it is under way
+        assert len(tree.read_gists(1, 0, 1058)) == 1058  # readable throughout
+        worker.run(jobs)
+        ingest.executed(jobs)
+        steps += 1
+        if steps == 4:  # the server is restarted
+            ingest = Ingest(4096, NET)
+            progress = ingest.watch(tree, LENGTH)
     assert progress.covers(LENGTH)
+    assert steps > 4
+    assert sum(job.stop - job.start for job in worker.made) == 1058 + 33 + 1  # nothing twice, in spite of the restart
+    complete(tree, LENGTH)
     for level in (1, 2, 3):
         with closing(LevelReader(tree.gist_path(level))) as reader:
             assert reader.header.gist_fingerprint == NET
+
+
+def test_a_damaged_page_of_gists_is_made_again(grow: Callable[..., MegaContextTree]) -> None:
+    tree = grow("a", 5000)
+    ingest, worker = Ingest(1 << 20, NET), Worker([tree])
+    progress = ingest.watch(tree, 5000)
+    drive(ingest, worker)
+    worker.made.clear()
+    with open(tree.gist_path(1), "r+b") as file:
+        file.seek(64 + 40 * 4 * DIM)
+        file.write(b"\xff")
+    _check_gists(tree, [(1, 3), (2, 1)])  # others are not touched
+    assert ingest.watch(tree, 5000).covers(5000)
+    _check_gists(tree, [(1, 45), (2, 1)])
+    assert not ingest.watch(tree, 5000).covers(5000)
+    drive(ingest, worker)
+    assert progress.covers(5000)
+    assert [(job.level, job.start, job.stop) for job in worker.made] == [(1, 32, 64)]
+    complete(tree, 5000)
+    assert len(tree.read_gists(1, 0, 156)) == 156
 
 
 @pytest.mark.parametrize("level", [1, 2])

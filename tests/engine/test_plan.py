@@ -11,6 +11,7 @@ from megacontext_vllm.engine.plan import Plan, Planner, PlanRequest
 from megacontext_vllm.focus.lexical import LexicalLens
 from megacontext_vllm.focus.working_context import Kind
 from megacontext_vllm.tree.store.library import TreeLibrary
+from megacontext_vllm.tree.telemetry import NodeTelemetry
 
 FINGERPRINT = b"m" * 16
 NET = b"n" * 16
@@ -85,3 +86,25 @@ def test_a_failing_plan_lets_its_tree_go(planner: Planner, monkeypatch: pytest.M
         plan(planner, history(5000), 256, gists=False)
     assert planner.library.open_trees() == 0
     assert planner.library.list("default") == []
+
+
+@pytest.mark.parametrize("gists", [False, True])
+def test_telemetry_tells_what_was_shown_and_expanded(planner: Planner, gists: bool) -> None:
+    tokens = history(40_000)
+    tokens[20_000:20_003] = [907, 908, 909]
+    question = [999, 907, 908, 909, 999]
+    for _ in range(2):
+        made = plan(planner, tokens + question, 512, gists)
+    folder = made.tree.path
+    shown = {e.index for e in made.context.entries if e.kind is Kind.RAW and e.reason in ("lens", "recent")}
+    assert 20_000 // 32 in shown
+    with NodeTelemetry(folder) as telemetry:
+        blocks = telemetry.read(1, 0, 1250)
+        assert set(np.flatnonzero(blocks["expand_count"]).tolist()) == shown
+        assert set(blocks["expand_count"][list(shown)].tolist()) == {2}
+        assert (blocks["created"] > 0).all()
+        above = telemetry.read(2, 0, 39)
+        parents = {block // 32 for block in shown if block < 39 * 32}
+        assert set(np.flatnonzero(above["expand_count"]).tolist()) == parents
+        cover = {e.index for e in made.context.entries if e.kind is Kind.GIST and e.level == 1}
+        assert set(np.flatnonzero(blocks["access_count"]).tolist()) == shown | cover

@@ -104,13 +104,18 @@ class TreeIndex:
             )
             sql.executemany("INSERT OR IGNORE INTO anchors VALUES(?, ?, ?, ?, ?)", anchors)
 
-    def label(self, namespace: str, tree_id: str, name: str | None, pinned: bool) -> bool:
-        """Note name and pin of a known tree; False, and nothing noted, if another tree has the name."""
+    def label(
+        self, namespace: str, tree_id: str, name: str | None, pinned: bool, model: bytes | None = None
+    ) -> bool:
+        """Note name and pin of a known tree; False, and nothing noted, if another tree has the name.
+
+        ``model``: not this index's own.
+        """
         with self._transaction() as sql:
             try:
                 sql.execute(
                     "UPDATE trees SET name = ?, pinned = ? WHERE model = ? AND namespace = ? AND tree_id = ?",
-                    (name, pinned, self.model, namespace, tree_id),
+                    (name, pinned, self.model if model is None else model, namespace, tree_id),
                 )
             except sqlite3.IntegrityError:
                 return False
@@ -180,7 +185,7 @@ class TreeIndex:
                     (self.model, namespace, value, _RECENT, limit),
                 ).fetchall()
         # A tree that has anchors but no row of its own is a leftover of the index: it comes last.
-        known = {tree_id: used for tree_id, used in [*rows, *recent]}
+        known: dict[str, float | None] = dict([*rows, *recent])
         return sorted(known, key=lambda tree_id: known[tree_id] or 0.0, reverse=True)[:limit]
 
     def trees(self, namespace: str) -> list[TreeInfo]:
@@ -191,7 +196,7 @@ class TreeIndex:
                 "WHERE model = ? AND namespace = ? ORDER BY last_access DESC",
                 (self.model, namespace),
             ).fetchall()
-        return [TreeInfo(*row[:6], pinned=bool(row[6])) for row in rows]
+        return [TreeInfo(row[0], row[1], row[2], row[3], row[4], row[5], bool(row[6])) for row in rows]
 
     def totals(self) -> dict[str, tuple[int, int, int]]:
         """Trees, tokens and bytes of each namespace of this model."""

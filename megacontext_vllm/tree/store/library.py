@@ -1,11 +1,9 @@
 """The library: all trees of a store. It finds the tree that continues a history, forks it, or makes a new one."""
 
 import logging
-import re
 import threading
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
@@ -13,21 +11,25 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from megacontext_vllm.errors import CorruptTreeError, RequestError, StoreError, TreeLockedError, UnknownTreeError
+from megacontext_vllm.errors import RequestError, StoreError, UnknownTreeError
+from megacontext_vllm.tree.files.durability import NEVER, Durability
 from megacontext_vllm.tree.fork import copy_prefix
+from megacontext_vllm.tree.store.chain import chain_of
+from megacontext_vllm.tree.store.handles import Handles, Held, is_writer
 from megacontext_vllm.tree.store.index import TreeIndex, TreeInfo
-from megacontext_vllm.tree.store.match import Match, common_prefix, longest_matches
+from megacontext_vllm.tree.store.match import Match, common_with, longest_matches
+from megacontext_vllm.tree.store.names import Names
+from megacontext_vllm.tree.store.places import disk_bytes, is_namespace
 from megacontext_vllm.tree.store.prefix_hash import ANCHOR, chained_hashes
 from megacontext_vllm.tree.store.recovery import recover
+from megacontext_vllm.tree.store.retention import Retention, RetentionPolicy
 from megacontext_vllm.tree.tree import MegaContextTree
 
-__all__ = ["Acquired", "TreeInfo", "TreeLibrary", "namespace_of"]
+__all__ = ["Acquired", "NamespaceStats", "StoreStats", "TreeInfo", "TreeLibrary", "namespace_of"]
 
 logger = logging.getLogger(__name__)
 
-# Both become folder names, so nothing else may pass: no dots, no slashes.
-_NAMESPACE = re.compile(r"default|[0-9a-f]{1,64}")
-_TREE_ID = re.compile(r"[0-9a-f]{32}")
+_DELETED_ON_OPEN, _DELETED_PER_RELEASE = 1000, 32
 
 
 def namespace_of(cache_salt: str | None) -> str:
@@ -48,33 +50,55 @@ class Acquired:
     """Whether this call made the tree, new or forked."""
 
 
-@dataclass
-class _Open:
-    tree: MegaContextTree
-    holders: int
-    anchored: int
-    """Anchors of this tree that are surely in the index."""
+@dataclass(frozen=True)
+class NamespaceStats:
+    """Sums over the trees of a namespace. ``bytes``: on the disk."""
+
+    trees: int
+    tokens: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class StoreStats(NamespaceStats):
+    """Sums over all trees of one model in a store, and by namespace."""
+
+    namespaces: dict[str, NamespaceStats]
 
 
 class TreeLibrary:
     """All trees of one store that belong to one model. Any thread may call it; one lock serialises the calls.
 
-    ``store``: folder, made if missing. ``model_fingerprint``: 16 bytes; trees of other models are left alone.
-    Raises StoreError when the folder or its index cannot be used.
+    ``store``: folder, made if missing. ``model_fingerprint``: 16 bytes; trees of other models are left alone, but for
+    ``retention``, which bounds the store as a whole. ``durability``: when what is written is forced to the disk.
+    Several processes may have one store open. Raises StoreError when the folder or its index cannot be used.
     """
 
-    def __init__(self, store: Path, model_fingerprint: bytes) -> None:
+    def __init__(
+        self,
+        store: Path,
+        model_fingerprint: bytes,
+        retention: RetentionPolicy | None = None,
+        durability: Durability = NEVER,
+    ) -> None:
         assert len(model_fingerprint) == 16
-        self._trees = Path(store) / "trees"
-        self._model = model_fingerprint
+        self._store = Path(store)
+        trees = self._store / "trees"
         self._lock = threading.RLock()
-        self._open: dict[tuple[str, str], _Open] = {}
+        self._handles = Handles(trees, model_fingerprint, durability)
         try:
-            self._trees.mkdir(parents=True, exist_ok=True)
+            trees.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise StoreError(f"cannot create the store {store}: {error.strerror}") from error
-        self._index = TreeIndex(Path(store) / "index.sqlite", model_fingerprint)
-        recover(self._trees, self._index, model_fingerprint)
+        self._index = TreeIndex(self._store / "index.sqlite", model_fingerprint)
+        self._names = Names(trees, self._index)
+        self._retention = Retention(self._store, self._index, retention)
+        try:
+            recover(trees, self._index, self._names)
+        except BaseException:
+            self._index.close()
+            raise
+        self._retention.enforce(_DELETED_ON_OPEN)
 
     def acquire(self, namespace: str, tokens: NDArray[np.uint32]) -> Acquired:
         """A tree of ``namespace`` whose first tokens are exactly ``tokens``, reusing as much stored history as exists.
@@ -82,28 +106,33 @@ class TreeLibrary:
         ``tokens``: uint32 ``[n]``. A tree that is a prefix of ``tokens`` is extended in place (also while other
         requests of this process hold it: their tokens do not move), one that goes on behind ``tokens`` is used as it
         is, one that diverges, or that another process is writing, is forked. Less than ``ANCHOR`` common tokens are
-        not worth a match. Raises StoreError (disk full, index failure); then nothing stays held.
+        not worth a match. Where a span of the tree is sealed, its hashes stand for the tokens that are gone. Raises
+        StoreError (disk full, index failure); then nothing stays held.
         """
         assert tokens.ndim == 1
         assert tokens.dtype == np.uint32
-        if not _NAMESPACE.fullmatch(namespace):
+        if not is_namespace(namespace):
             raise RequestError(f"{namespace!r} is not a namespace")
         hashes = chained_hashes(tokens)
         with self._lock:
-            matches = longest_matches(self._index, namespace, tokens, hashes, self._peek)
-            continued = (self._continue(namespace, match, tokens) for match in matches)
+            peek, folder = self._handles.peek, self._handles.folder
+            matches = longest_matches(self._index, namespace, tokens, hashes, peek, folder)
+            continued = (self._continue(namespace, match, tokens, hashes) for match in matches)
             acquired = next(filter(None, continued), None)
             if acquired is None:
                 acquired = self._create(namespace, matches[0] if matches else None, tokens)
             tree = acquired.tree
+            entry = self._handles.held(tree)
+            size = disk_bytes(tree.path)
             try:
                 # Anchors come after the committed tokens: an index entry may be missing, but never ahead of the file.
-                self._index.record(namespace, tree.tree_id, tree.length, tree.created, hashes)
+                self._index.record(namespace, tree.tree_id, tree.length, tree.created, hashes, size=size)
             except BaseException:
                 (self.discard if acquired.created else self.release)(tree)
                 raise
-            entry = self._entry(tree)
-            entry.anchored = max(entry.anchored, len(hashes))
+            if len(hashes) > entry.anchored:
+                entry.anchored, entry.last_anchor = len(hashes), hashes[-1]
+            self._retention.used(namespace, tree.tree_id)
             return acquired
 
     def get(self, namespace: str, tree_id: str) -> MegaContextTree:
@@ -114,95 +143,126 @@ class TreeLibrary:
         """
         with self._lock:
             try:
-                return self._hold(namespace, tree_id)
+                tree = self._handles.hold(namespace, tree_id)
             except UnknownTreeError:
                 raise UnknownTreeError(f"no tree {tree_id!r}; list the stored trees to see what can be used") from None
+            entry = self._handles.held(tree)
+            entry.size = entry.size or disk_bytes(tree.path)
+            self._retention.used(namespace, tree_id)
+            return tree
+
+    def find(self, namespace: str, name: str) -> MegaContextTree:
+        """Hold a stored tree by its name. Raises UnknownTreeError, RequestError (no name), and what ``get`` does."""
+        return self.get(namespace, self._names.find(namespace, name))
 
     def release(self, tree: MegaContextTree) -> None:
         """Let go of a tree; the last holder closes and unlocks it. Never raises for what a full disk can cause."""
         with self._lock:
-            entry = self._entry(tree)
+            entry = self._handles.held(tree)
             entry.holders -= 1
+            self._retention.used(tree.namespace, tree.tree_id)
             if entry.holders:
                 return
-            del self._open[tree.namespace, tree.tree_id]
+            self._handles.forget(tree)
+            grown = False
             try:
-                self._record_growth(entry)
+                grown = self._record_growth(entry)
             except StoreError as error:
                 logger.warning("tree %s is kept, but its index entry is out of date: %s", tree.tree_id, error)
             finally:
                 tree.close()
+        if grown:
+            self._retention.enforce(_DELETED_PER_RELEASE)
 
     def discard(self, tree: MegaContextTree) -> None:
-        """Like ``release``; deletes the tree as well, unless someone else holds it or another process writes it."""
+        """Like ``release``; deletes the tree as well, unless someone else, in any process, has it open."""
         with self._lock:
-            entry = self._entry(tree)
-            if entry.holders > 1 or not self._is_writer(tree):
+            entry = self._handles.held(tree)
+            if entry.holders > 1 or not is_writer(tree):
                 self.release(tree)
                 return
-            del self._open[tree.namespace, tree.tree_id]
+            self._handles.forget(tree)
+            tree.close()
             try:
-                self._index.remove(tree.namespace, tree.tree_id)
+                self._names.delete(tree.namespace, tree.tree_id)
             except StoreError as error:
-                logger.warning("tree %s is deleted, but its index entry stays: %s", tree.tree_id, error)
-            tree.delete()
+                logger.warning("tree %s is not deleted: %s", tree.tree_id, error)
+
+    def rename(self, namespace: str, tree_id: str, name: str | None) -> None:
+        """Call a tree ``name``; None: nothing any more. A name is one tree's only, by model and namespace.
+
+        Raises RequestError (taken, malformed), UnknownTreeError, FingerprintMismatchError, StoreError.
+        """
+        self._names.rename(namespace, tree_id, name)
+
+    def pin(self, namespace: str, tree_id: str, pinned: bool) -> None:
+        """Keep a tree whatever the retention policy says, or no longer. Raises UnknownTreeError, StoreError."""
+        self._names.pin(namespace, tree_id, pinned)
+
+    def delete(self, namespace: str, tree_id: str) -> None:
+        """Delete a tree. Raises TreeInUseError (someone, in any process, has it open), UnknownTreeError, StoreError."""
+        self._names.delete(namespace, tree_id)
 
     def open_trees(self) -> int:
         """Trees held by someone in this process."""
         with self._lock:
-            return len(self._open)
+            return len(self._handles)
 
     def list(self, namespace: str) -> list[TreeInfo]:
         """Stored trees of a namespace, the last used first; lengths of held trees are current."""
         with self._lock:
             infos = self._index.trees(namespace)
-            held = {tree_id: entry.tree for (owner, tree_id), entry in self._open.items() if owner == namespace}
-            return [replace(i, length=held[i.tree_id].length) if i.tree_id in held else i for i in infos]
+            held = self._handles.lengths(namespace)
+            return [replace(info, length=held.get(info.tree_id, info.length)) for info in infos]
+
+    def stats(self) -> StoreStats:
+        """Trees, tokens and bytes of this model in the store, as of each tree's last use."""
+        totals = self._index.totals()
+        spaces = {name: NamespaceStats(*sums) for name, sums in totals.items()}
+        trees, tokens, size = (sum(column) for column in zip((0, 0, 0), *totals.values()))
+        return StoreStats(trees, tokens, size, spaces)
 
     def close(self) -> None:
         """Close every tree, held or not, and the index."""
         with self._lock:
-            for entry in self._open.values():
-                entry.tree.close()
-            self._open.clear()
+            self._handles.close()
             self._index.close()
 
-    def _continue(self, namespace: str, match: Match, tokens: NDArray[np.uint32]) -> Acquired | None:
+    def _continue(
+        self, namespace: str, match: Match, tokens: NDArray[np.uint32], hashes: Sequence[bytes]
+    ) -> Acquired | None:
         """Use or extend the matched tree itself; None when it takes a fork."""
         if match.common not in (len(tokens), match.length):
             return None
         try:
-            tree = self._hold(namespace, match.tree_id)
+            tree = self._handles.hold(namespace, match.tree_id)
         except StoreError as error:
             logger.warning("tree %s is skipped: %s", match.tree_id, error)
             return None
         try:
             # Looked at again, now as the writer: until a moment ago another process may have been extending it.
             length = tree.length
-            common = common_prefix(tree.tokens(0, length), tokens)
-            if common < len(tokens) and common == length and self._is_writer(tree):
+            common = common_with(tree, length, tokens, hashes)
+            if common < len(tokens) and common == length and is_writer(tree):
                 tree.append(tokens[common:], at=common)
                 return Acquired(tree, reused=common, created=False)
         except BaseException:
             self.release(tree)
             raise
-        if common == len(tokens):
+        # A history that ends within a sealed span needs its newest tokens raw: a fork has them.
+        if common == len(tokens) and not _is_sealed_at(tree, common):
             return Acquired(tree, reused=common, created=False)
         self.release(tree)
         return None
 
     def _create(self, namespace: str, source: Match | None, tokens: NDArray[np.uint32]) -> Acquired:
         """Make a new tree, starting with what it shares with ``source``."""
-        tree_id = uuid.uuid4().hex
-        tree = MegaContextTree.create(
-            self._folder(namespace, tree_id), tree_id=tree_id, namespace=namespace, model_fingerprint=self._model
-        )
-        self._open[namespace, tree_id] = _Open(tree, holders=1, anchored=0)
+        tree = self._handles.create(namespace, uuid.uuid4().hex)
         try:
             if source is not None:
                 try:
-                    with self._peek(namespace, source.tree_id) as parent:
-                        copy_prefix(parent, tree, source.common)
+                    with self._handles.peek(namespace, source.tree_id) as parent:
+                        copy_prefix(parent, tree, _raw_prefix(parent, source.common))
                 except StoreError as error:
                     logger.warning("tree %s cannot be forked, its tokens are stored anew: %s", source.tree_id, error)
             reused = tree.length
@@ -212,60 +272,28 @@ class TreeLibrary:
             raise
         return Acquired(tree, reused=reused, created=True)
 
-    def _hold(self, namespace: str, tree_id: str) -> MegaContextTree:
-        entry = self._open.get((namespace, tree_id))
-        if entry is None:
-            try:
-                tree = self._open_tree(namespace, tree_id, writable=True)
-            except TreeLockedError:
-                tree = self._open_tree(namespace, tree_id, writable=False)
-            entry = self._open[namespace, tree_id] = _Open(tree, holders=0, anchored=0)
-        entry.holders += 1
-        return entry.tree
+    def _record_growth(self, entry: Held) -> bool:
+        """Index what was appended while the tree was held; only the writer knows that the tree still exists.
 
-    @contextmanager
-    def _peek(self, namespace: str, tree_id: str) -> Iterator[MegaContextTree]:
-        """Read a tree without holding it, and without locking others out."""
-        entry = self._open.get((namespace, tree_id))
-        if entry is not None:
-            yield entry.tree
-            return
-        tree = self._open_tree(namespace, tree_id, writable=False)
-        try:
-            yield tree
-        finally:
-            tree.close()
-
-    def _open_tree(self, namespace: str, tree_id: str, writable: bool) -> MegaContextTree:
-        folder = self._folder(namespace, tree_id)
-        tree = MegaContextTree.open(folder, model_fingerprint=self._model, writable=writable)
-        if (tree.namespace, tree.tree_id) != (namespace, tree_id):
-            tree.close()
-            raise CorruptTreeError(f"{folder} holds another tree than its name says; it was moved or copied by hand")
-        return tree
-
-    def _is_writer(self, tree: MegaContextTree) -> bool:
-        try:
-            tree.become_writer()
-        except StoreError:
-            return False
-        return True
-
-    def _record_growth(self, entry: _Open) -> None:
-        """Index what was appended while the tree was held; only the writer knows that the tree still exists."""
+        Returns whether the tree takes more of the disk than before.
+        """
         tree = entry.tree
-        if tree.writable:
-            length = tree.length
-            hashes = chained_hashes(tree.tokens(0, length)) if length // ANCHOR > entry.anchored else []
-            self._index.record(tree.namespace, tree.tree_id, length, tree.created, hashes)
+        if not tree.writable:
+            return False
+        length, size = tree.length, disk_bytes(tree.path)
+        hashes = chain_of(tree, entry.anchored, entry.last_anchor) if length // ANCHOR > entry.anchored else []
+        self._index.record(
+            tree.namespace, tree.tree_id, length, tree.created, hashes, first=entry.anchored, size=size
+        )
+        return size > entry.size
 
-    def _entry(self, tree: MegaContextTree) -> _Open:
-        entry = self._open.get((tree.namespace, tree.tree_id))
-        assert entry is not None, f"tree {tree.tree_id} is not held"
-        assert entry.tree is tree, f"tree {tree.tree_id} is held through another handle"
-        return entry
 
-    def _folder(self, namespace: str, tree_id: str) -> Path:
-        if not _NAMESPACE.fullmatch(namespace) or not _TREE_ID.fullmatch(tree_id):
-            raise UnknownTreeError(f"no tree {tree_id!r}")
-        return self._trees / namespace / tree_id
+def _raw_prefix(tree: MegaContextTree, stop: int) -> int:
+    """How many of the first ``stop`` tokens can be copied: those before the first sealed span."""
+    spans = tree.sealed.overlapping(0, stop) if tree.sealed else []
+    return min(stop, spans[0].start) if spans else stop
+
+
+def _is_sealed_at(tree: MegaContextTree, end: int) -> bool:
+    """Whether the token before ``end`` is gone."""
+    return bool(tree.sealed) and end > 0 and bool(tree.sealed.overlapping(end - 1, end))

@@ -1,21 +1,18 @@
 import fcntl
 import os
-import subprocess
-import sys
-import zlib
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from files.levels import GIST, MODEL, TOKENS, contents
 from numpy.typing import NDArray
 
 from megacontext_vllm.errors import CorruptTreeError, FingerprintMismatchError, StoreError, TreeLockedError
-from megacontext_vllm.tree.files.level_file import HEADER_BYTES, Header, LevelReader, RowType, read_count, write_rows
+from megacontext_vllm.tree.files.header import MIXED, Header, RowType
+from megacontext_vllm.tree.files.level_file import LevelWriter, open_again, write_rows
+from megacontext_vllm.tree.files.level_reader import LevelReader, read_count
 
-MODEL, GIST = bytes(range(16)), bytes(range(100, 116))
-TOKENS = Header(0, RowType.UINT32, 1, 0, MODEL, bytes(16))
 GISTS = Header(2, RowType.FLOAT16, 8, 0, MODEL, GIST)
 
 
@@ -23,59 +20,11 @@ def ids(start: int, stop: int) -> NDArray[np.uint32]:
     return np.arange(start, stop, dtype=np.uint32)
 
 
-def contents(path: Path) -> NDArray[Any]:
-    reader = LevelReader(path)
-    rows = reader.rows(0, reader.count)
-    reader.close()
-    return rows  # a view stays valid after close
-
-
-def test_header_bytes_at_each_documented_offset() -> None:
-    data = Header(3, RowType.BFLOAT16, 4096, 0x0102030405060708, MODEL, GIST).pack()
-    assert len(data) == HEADER_BYTES == 64
-    assert data[0:4] == b"MCTX"
-    assert data[4:6] == b"\x01\x00"  # format version
-    assert data[6:8] == b"\x03\x00"  # level
-    assert data[8:10] == b"\x20\x00"  # block size
-    assert data[10:12] == b"\x02\x00"  # dtype code
-    assert data[12:16] == b"\x00\x10\x00\x00"  # dim
-    assert data[16:24] == b"\x08\x07\x06\x05\x04\x03\x02\x01"  # row count
-    assert data[24:40] == MODEL
-    assert data[40:56] == GIST
-    assert data[56:60] == zlib.crc32(data[0:16] + data[24:56]).to_bytes(4, "little")
-    assert data[60:64] == bytes(4)
-
-
-@pytest.mark.parametrize("dtype", [RowType.FLOAT16, RowType.BFLOAT16, RowType.FLOAT32])
-def test_header_round_trip(dtype: RowType) -> None:
-    header = Header(1, dtype, 7, 12, MODEL, GIST)
-    assert Header.unpack(header.pack()) == header
-
-
-@pytest.mark.parametrize("position", [p for p in range(60) if not 16 <= p < 24])
-def test_every_protected_byte_is_checked(position: int) -> None:
-    data = bytearray(GISTS.pack())
-    data[position] ^= 0x40
-    with pytest.raises(CorruptTreeError):
-        Header.unpack(bytes(data))
-
-
-def test_header_of_unknown_layout_is_refused_though_its_checksum_holds() -> None:
-    for offset, value in ((4, 2), (8, 16), (10, 9), (12, 0)):
-        data = bytearray(GISTS.pack())
-        data[offset] = value
-        data[56:60] = zlib.crc32(data[0:16] + data[24:56]).to_bytes(4, "little")
-        with pytest.raises(CorruptTreeError):
-            Header.unpack(bytes(data))
-    with pytest.raises(CorruptTreeError, match="bytes"):
-        Header.unpack(b"MCTX")
-
-
 def test_rows_are_where_the_format_says(tmp_path: Path) -> None:
     path = tmp_path / "LOD2.ctx"
     rows = np.random.default_rng(0).standard_normal((5, 8)).astype(np.float16)
     assert write_rows(path, GISTS, 0, rows[:2]) == 2
-    assert write_rows(path, GISTS, 2, rows[2:], fsync=True) == 5
+    assert write_rows(path, GISTS, 2, rows[2:]) == 5
     data = path.read_bytes()
     assert data[:64] == replace(GISTS, count=5).pack()
     for i in range(5):
@@ -196,42 +145,76 @@ def test_a_write_under_way_excludes_another(tmp_path: Path) -> None:
     assert write_rows(path, TOKENS, 1, ids(1, 2)) == 2
 
 
-def test_full_disk_keeps_committed_rows(tmp_path: Path) -> None:
-    path = tmp_path / "LOD0.ctx"
-    write_rows(path, TOKENS, 0, ids(0, 1000))
-    # A limit on the size of files stands in for the full disk: the write stops half-way, then fails.
-    script = f"""
-import resource, numpy as np
-from pathlib import Path
-from megacontext_vllm.errors import StoreError
-from megacontext_vllm.tree.files.level_file import Header, RowType, write_rows
-resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
-header = Header(0, RowType.UINT32, 1, 0, {MODEL!r}, bytes(16))
-path = Path({str(path)!r})
-try:
-    write_rows(path, header, 1000, np.arange(1000, 100_000, dtype=np.uint32))
-except StoreError as error:
-    print(error)
-assert path.stat().st_size == 64 + 4 * 1000  # the half-written rows give their space back
-assert write_rows(path, header, 1000, np.arange(1000, 1010, dtype=np.uint32)) == 1010
-resource.setrlimit(resource.RLIMIT_FSIZE, (30, 8192))
-try:
-    write_rows(path.with_name("LOD1.ctx"), header, 0, np.arange(1, dtype=np.uint32))
-except StoreError as error:
-    print(error)
-assert path.with_name("LOD1.ctx").stat().st_size == 0
-"""
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "LOD0.ctx" in done.stdout
-    assert "1000 committed rows are intact" in done.stdout
-    assert "free disk space" in done.stdout
-    assert "LOD1.ctx" in done.stdout
-    np.testing.assert_array_equal(contents(path), ids(0, 1010))
-    assert path.stat().st_size == 64 + 4 * 1010
-
-
 def test_unwritable_place_is_a_store_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StoreError, match="check the rights"):
         write_rows(tmp_path / "file" / "LOD0.ctx", TOKENS, 0, ids(0, 1))
+
+
+def test_a_writer_keeps_its_file_until_it_is_closed(tmp_path: Path) -> None:
+    path = tmp_path / "LOD0.ctx"
+    with LevelWriter(path, TOKENS) as writer:
+        assert writer.count == 0
+        assert writer.append(ids(0, 40)) == writer.count == 40
+        assert writer.append(ids(40, 2000), start=40) == 2000
+        with pytest.raises(StoreError, match="2000 rows are committed"):
+            writer.append(ids(0, 1), start=40)
+        with pytest.raises(TreeLockedError):
+            LevelWriter(path, TOKENS)
+        with pytest.raises(TreeLockedError):
+            open_again(path)
+        np.testing.assert_array_equal(contents(path), ids(0, 2000))
+    writer.close()
+    with pytest.raises(StoreError):
+        writer.append(ids(0, 1))
+    with LevelWriter(path, TOKENS) as writer:
+        assert writer.count == 2000
+
+
+def test_open_again_takes_the_file_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "LOD2.ctx"
+    with pytest.raises(StoreError, match=r"LOD2\.ctx"):
+        open_again(path)
+    assert not path.exists()
+    write_rows(path, GISTS, 0, np.ones((3, 8), np.float16))
+    with open_again(path) as writer:
+        assert writer.header == replace(GISTS, count=3)
+        assert writer.append(np.ones((1, 8), np.float16)) == 4
+    path.write_bytes(b"")
+    with pytest.raises(CorruptTreeError):
+        open_again(path)
+
+
+def test_another_gistnet_or_several(tmp_path: Path) -> None:
+    path = tmp_path / "LOD2.ctx"
+    with LevelWriter(path, GISTS) as writer:
+        writer.append(np.ones((3, 8), np.float16))
+        writer.set_gist_fingerprint(MODEL)
+        writer.append(np.ones((2, 8), np.float16))
+    with pytest.raises(FingerprintMismatchError, match="GistNet"):
+        LevelWriter(path, GISTS)
+    LevelWriter(path, replace(GISTS, gist_fingerprint=MIXED)).close()  # whoever says so does not mind
+    with LevelWriter(path, replace(GISTS, gist_fingerprint=MODEL)) as writer:
+        writer.set_gist_fingerprint(MIXED)
+    with LevelWriter(path, GISTS) as writer:
+        assert writer.header == replace(GISTS, gist_fingerprint=MIXED, count=5)
+
+
+@pytest.mark.parametrize("count", [0, 1, 1023, 1024, 1025, 4000])
+def test_a_file_filled_with_the_rows_of_another(tmp_path: Path, count: int) -> None:
+    source, path = tmp_path / "a" / "LOD0.ctx", tmp_path / "b" / "LOD0.ctx"
+    source.parent.mkdir()
+    path.parent.mkdir()
+    write_rows(source, TOKENS, 0, ids(7, 4007))
+    reader = LevelReader(source)
+    pages, tail = reader.checksums(count)
+    with LevelWriter(path, TOKENS) as writer:
+        writer.fill(count, lambda fd: None if not count else write_at(fd, reader.rows(0, count)), pages, tail)
+        assert writer.append(ids(count + 7, 5007)) == 5000
+    np.testing.assert_array_equal(contents(path), ids(7, 5007))
+    write_rows(path, TOKENS, 5000, ids(0, 1))  # its unfinished page is what its checksum says
+    reader.close()
+
+
+def write_at(fd: int, rows: NDArray[np.uint32]) -> None:
+    assert os.pwrite(fd, rows.tobytes(), 64) == rows.nbytes

@@ -8,6 +8,7 @@ from histories import BASE, MODEL, check, diverging, put
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from megacontext_vllm.tree.files.mend import rebuild_checksums
 from megacontext_vllm.tree.store.library import TreeLibrary
 
 
@@ -89,19 +90,33 @@ def test_generated_tokens_are_found_again(library: TreeLibrary) -> None:
     assert {info.tree_id: info.length for info in library.list("default")}[again.tree.tree_id] == 7000
 
 
-def damage_tokens(folder: Path) -> None:
+def change_token(folder: Path, position: int) -> None:
     with (folder / "LOD0.ctx").open("r+b") as file:
-        file.seek(64 + 4 * 2500)
+        file.seek(64 + 4 * position)
         file.write(b"\xff\xff\xff\xff")
 
 
 def test_the_index_is_not_trusted(library: TreeLibrary, tmp_path: Path) -> None:
-    changed = put(library, BASE[:5000])
-    damage_tokens(tmp_path / "trees" / "default" / changed)
+    folder = tmp_path / "trees" / "default" / put(library, BASE[:5000])
+    change_token(folder, 2500)
+    rebuild_checksums(folder / "LOD0.ctx")  # another token, but no damage: the anchors in the index are wrong
     acquired = library.acquire("default", BASE[:5000])
     check(acquired, BASE[:5000])
     assert acquired.reused == 2500
     library.release(acquired.tree)
+
+
+def test_a_damaged_tree_is_used_up_to_the_damage(library: TreeLibrary, tmp_path: Path) -> None:
+    damaged = put(library, BASE[:5000])
+    change_token(tmp_path / "trees" / "default" / damaged, 2500)
+    before = library.acquire("default", BASE[:2048])
+    assert (before.tree.tree_id, before.reused) == (damaged, 2048)
+    library.release(before.tree)
+    whole = library.acquire("default", BASE[:6000])
+    check(whole, BASE[:6000])
+    assert (whole.reused, whole.created) == (2048, True)  # the page of 1,024 tokens that has the damage is not read
+    np.testing.assert_array_equal(whole.tree.read_tokens(0, 6000), BASE[:6000])
+    library.release(whole.tree)
 
 
 @settings(max_examples=25, deadline=None)
