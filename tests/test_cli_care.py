@@ -12,7 +12,11 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel as Bytes
 
 from megacontext_vllm import cli
+from megacontext_vllm.tree.files.header import Header, RowType
+from megacontext_vllm.tree.files.level_file import write_rows
+from megacontext_vllm.tree.files.level_reader import read_count
 from megacontext_vllm.tree.meta import read_meta
+from megacontext_vllm.tree.nodes import num_nodes
 from megacontext_vllm.tree.store.library import TreeLibrary, namespace_of
 from megacontext_vllm.tree.tree import MegaContextTree
 
@@ -142,3 +146,88 @@ def test_grep(store: Path, library: TreeLibrary, model: Path, capsys: pytest.Cap
     assert run("grep", "never said", *every) == 1
     assert run("grep", "(", *every) == 2
     assert run("grep", "(", "--fixed", *every) == 1
+
+
+def add_gists(tree: MegaContextTree) -> None:
+    length = read_count(tree.path / "LOD0.ctx")
+    for level in (1, 2):
+        count = num_nodes(length, level)
+        header = Header(level, RowType.FLOAT16, 8, 0, MODEL, b"n" * 16)
+        rows = np.random.default_rng(level).random((count, 8)).astype(np.float16)
+        write_rows(tree.path / f"LOD{level}.ctx", header, 0, rows)
+
+
+def test_export_and_import(
+    store: Path, library: TreeLibrary, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokens = ids(5000, 1)
+    tree = put(library, tokens)
+    add_gists(tree)
+    file = tmp_path / "tree.tar"
+    assert run("export", tree.tree_id, file, "--store", store) == 0
+    assert run("export", tree.tree_id, file, "--store", store) == 2
+    assert "--force" in capsys.readouterr().err
+    other = tmp_path / "other"
+    assert run("import", file, "--store", other, "--cache-salt", "alice") == 0
+    imported = capsys.readouterr().out.strip()
+    assert imported == tree.tree_id
+    there = TreeLibrary(other, MODEL)
+    acquired = there.acquire(namespace_of("alice"), tokens)
+    assert (acquired.tree.tree_id, acquired.reused) == (imported, 5000)
+    rows = np.fromfile(tree.path / "LOD1.ctx", np.float16, offset=64).reshape(-1, 8)
+    np.testing.assert_array_equal(acquired.tree.read_gists(1, 0, 156), rows)
+    there.close()
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    assert run("import", file, "--store", other) == 2
+    assert run("import", tmp_path / "absent", "--store", other) == 2
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_curate(store: Path, library: TreeLibrary, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tokens = ids(60_000, 1)
+    tree = put(library, tokens)
+    add_gists(tree)
+    cold = ("--cold-days", 0, "--store", store)
+    assert run("curate", tree.tree_id, "--cold-days", 1, "--store", store) == 0
+    assert "compact" not in capsys.readouterr().out
+    assert run("curate", tree.tree_id, *cold, "--json") == 0
+    (plan,) = json.loads(capsys.readouterr().out)
+    compact = [action for action in plan["actions"] if action["kind"] == "compact"]
+    assert compact and all(action["start"] >= 4096 and action["stop"] <= 60_000 - 32_768 for action in compact)
+    assert not (tree.path / "sealed.json").exists()
+    (tmp_path / "plan.json").write_text(json.dumps([plan]))
+    assert run("curate", "--plan-file", tmp_path / "plan.json", "--apply", *cold) == 0
+    assert "are free" in capsys.readouterr().out
+    assert run("show", tree.tree_id, "--store", store) == 0
+    assert "compacted; their gist is left" in capsys.readouterr().out
+    assert run("show", tree.tree_id, compact[0]["start"], "--store", store) == 2
+    assert run("verify", tree.tree_id, "--store", store) == 0
+    acquired = library.acquire("default", tokens)  # the client sends it again: the same tree
+    assert (acquired.tree.tree_id, acquired.reused) == (tree.tree_id, 60_000)
+    assert run("curate", tree.tree_id, "--apply", "--protect", "0:60000", *cold) == 0
+    library.release(acquired.tree)
+    for action in compact:
+        assert run("curate", tree.tree_id, "--restore", action["action_id"], "--store", store) == 0
+    assert run("curate", tree.tree_id, "--log", "--store", store) == 0
+    assert compact[0]["action_id"] in capsys.readouterr().out
+    back = library.get("default", tree.tree_id)
+    np.testing.assert_array_equal(back.read_tokens(0, 60_000), tokens)
+    assert not back.sealed
+    library.release(back)
+    assert run("curate", tree.tree_id, "--restore", compact[0]["action_id"], "--store", store) == 2
+
+
+def test_an_archived_tree_comes_back(
+    store: Path, library: TreeLibrary, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokens = ids(5000, 1)
+    tree = put(library, tokens)
+    assert run("curate", tree.tree_id, "--archive-days", 0, "--apply", "--json", "--store", store) == 0
+    (result,) = json.loads(capsys.readouterr().out)
+    assert not tree.path.exists()
+    assert run("curate", tree.tree_id[:8], "--restore", result["done"][0], "--store", store) == 0
+    acquired = library.acquire("default", tokens)
+    assert (acquired.tree.tree_id, acquired.reused) == (tree.tree_id, 5000)
+    library.release(acquired.tree)

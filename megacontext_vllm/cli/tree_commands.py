@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from megacontext_vllm.cli import care, grep, tree
+from megacontext_vllm.cli import care, curate, grep, transfer, tree
 from megacontext_vllm.tree.nodes import BLOCK
 
 
@@ -89,3 +89,46 @@ def add_tree_commands(commands: Any, trees: argparse.ArgumentParser, machine: ar
     )
     remove.add_argument("--yes", "-y", action="store_true", help="do not ask")
     remove.set_defaults(run=care.rm)
+    export = actions.add_parser(
+        "export",
+        parents=[trees, one_tree],
+        help="write a tree into one file",
+        description="Write a tree, with its gists and checksums, into one tar file. It may grow meanwhile.",
+    )
+    export.add_argument("file", metavar="FILE", type=Path, help="where to; replaced only with --force")
+    export.add_argument("--force", action="store_true", help="replace FILE")
+    export.set_defaults(run=transfer.export)
+    take = actions.add_parser(
+        "import",
+        parents=[trees],
+        help="take in a tree from a file",
+        description="Take in a tree that was exported, into --namespace or that of --cache-salt. Prints its id.",
+    )
+    take.add_argument("file", metavar="FILE", type=Path, help="what export wrote")
+    take.set_defaults(run=transfer.import_)
+    add_curate(actions, [trees, machine, any_tree])
+
+
+def add_curate(actions: Any, parents: list[argparse.ArgumentParser]) -> None:
+    action = actions.add_parser(
+        "curate",
+        parents=parents,
+        help="compact what nobody looks at, archive or delete old trees; undo it",
+        description="Without --apply: say what would be done. A cold span is compacted: its tokens and low gists move "
+        "to the store's archive, and only its gist is left, which is shown and never expanded, until --restore. "
+        "Spans without a gist, pinned trees and the beginning and end of a history are left alone.",
+    )
+    what = action.add_mutually_exclusive_group()
+    what.add_argument("--plan", action="store_true", help="only say what would be done (the default)")
+    what.add_argument("--apply", action="store_true", help="do it")
+    what.add_argument("--restore", metavar="ACTION", help="undo this action of TREE")
+    what.add_argument("--purge", type=float, metavar="DAYS", help="forget for good what was taken DAYS ago or earlier")
+    what.add_argument("--log", action="store_true", help="what was done, when")
+    action.add_argument("--plan-file", type=Path, metavar="FILE", help="apply this plan, which --json wrote")
+    action.add_argument(
+        "--cold-days", type=float, default=30.0, metavar="N", help="not shown for so long: cold (default: %(default)s)"
+    )
+    action.add_argument("--protect", action="append", default=[], metavar="START:STOP", help="tokens that stay")
+    action.add_argument("--archive-days", type=float, metavar="N", help="archive trees that were not used for so long")
+    action.add_argument("--delete-days", type=float, metavar="N", help="delete trees that were not used for so long")
+    action.set_defaults(run=curate.curate)

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 
 from megacontext_vllm.engine.step_work import GistJob
 from megacontext_vllm.errors import CorruptTreeError, StoreError
-from megacontext_vllm.tree.files.header import MIXED
 from megacontext_vllm.tree.files.level_reader import LevelReader
 from megacontext_vllm.tree.gists import begin_refresh, finish, stale
 from megacontext_vllm.tree.nodes import BLOCK, depth, num_nodes
@@ -162,7 +161,7 @@ class Ingest:
                 continue
             try:
                 with closing(LevelReader(tree.gist_path(level))) as reader:
-                    other = reader.header.gist_fingerprint not in (self._gist_fingerprint, MIXED)
+                    other = reader.header.gist_fingerprint != self._gist_fingerprint
             except CorruptTreeError as error:
                 logger.warning("MegaContext: the gists of tree %s are made again: %s", tree.tree_id, error)
                 tree.drop_gists()  # LOD0 is the truth and gists are made again from it

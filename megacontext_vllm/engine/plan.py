@@ -21,6 +21,7 @@ from megacontext_vllm.focus.query import Query, find_query
 from megacontext_vllm.focus.working_context import Entry, Kind, WorkingContext
 from megacontext_vllm.tree.gists import mark_damaged
 from megacontext_vllm.tree.nodes import BLOCK
+from megacontext_vllm.tree.sealed import SealedSpans
 from megacontext_vllm.tree.store.library import TreeLibrary
 from megacontext_vllm.tree.tree import MegaContextTree
 
@@ -108,12 +109,12 @@ class Planner:
             query = find_query(tokens, self.special_ids, self.decode)
             utility = self.lens.score(tokens, query)
             lap("score")
-            context = self._allocate(tokens, query, utility, request.window, gists)
+            context = self._allocate(tokens, query, utility, request.window, gists, acquired.tree.sealed)
             lap("allocate")
             plan = self._render(acquired.tree, tokens, context)
             _check_gists(acquired.tree, plan.gist_nodes)
             if request.trace:
-                plan.described = [self._describe(entry, tokens) for entry in context.entries]
+                plan.described = [self._describe(entry, tokens, acquired.tree.sealed) for entry in context.entries]
         except BaseException:
             (self.library.discard if acquired.created else self.library.release)(acquired.tree)
             raise
@@ -124,7 +125,13 @@ class Planner:
         return plan
 
     def _allocate(
-        self, tokens: Tokens, query: Query, utility: npt.NDArray[np.float32], window: int, gists: bool
+        self,
+        tokens: Tokens,
+        query: Query,
+        utility: npt.NDArray[np.float32],
+        window: int,
+        gists: bool,
+        sealed: SealedSpans,
     ) -> WorkingContext:
         length = len(tokens)
         # The asking part stays raw, but never at the price of all room for evidence. The allocator rounds the tail
@@ -133,7 +140,10 @@ class Planner:
         head = min(self.settings.head_tokens, window // 4 // BLOCK * BLOCK)
         if gists:
             try:
-                return allocate(length, window, utility, head=head, tail=tail, gists=True)
+                # Below a sealed node there are no gists to show. Without gists it makes no difference: the request
+                # brought its tokens along.
+                nodes = [(item.level, item.index) for item in sealed.overlapping(0, length)]
+                return allocate(length, window, utility, head=head, tail=tail, gists=True, sealed=nodes)
             except BudgetError as error:
                 logger.warning("MegaContext: unexpanded spans are hidden in this request: %s", error)
         return allocate(length, window, utility, head=head, tail=tail, gists=False, gap_cost=len(self.gap_ids))
@@ -171,7 +181,7 @@ class Planner:
             gist_nodes=nodes,
         )
 
-    def _describe(self, entry: Entry, tokens: Tokens) -> dict[str, object]:
+    def _describe(self, entry: Entry, tokens: Tokens, sealed: SealedSpans) -> dict[str, object]:
         described: dict[str, object] = {
             "kind": entry.kind.name.lower(),
             "level": entry.level,
@@ -181,6 +191,8 @@ class Planner:
             "reason": entry.reason,
             "score": round(float(entry.score), 4),
         }
+        if entry.kind is Kind.GIST and (gone := sealed.overlapping(entry.start, entry.end)):
+            described["sealed"] = gone[0].kind
         if entry.kind is Kind.RAW:
             described["text"] = self.decode(tokens[entry.start : entry.end].tolist())
         return described

@@ -5,6 +5,8 @@ Two ways to show what is not worth its raw tokens: as gists (``frontier.py``), o
 the budget errors, and the assembly of entries.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -24,6 +26,7 @@ def allocate(
     tail: int,
     gists: bool,
     gap_cost: int = 0,
+    sealed: Sequence[tuple[int, int]] = (),
 ) -> WorkingContext:
     """The Working Context of a history of ``length`` tokens within ``window`` entries.
 
@@ -32,7 +35,9 @@ def allocate(
                 always raw.
     gists       show the rest as gists; else hide it.
     gap_cost    tokens of the marker that stands for a hidden run (only without gists).
-    raises      BudgetError if the pinned parts, with the least that can stand for the rest, exceed the window.
+    sealed      nodes (level, index) of which only the gist is left (only with gists): shown as it, never expanded.
+    raises      BudgetError if the pinned parts, with the least that can stand for the rest, exceed the window; or if
+                they need what is below a sealed node.
 
     A history that fits the window is all raw. Deterministic: equal utilities go to the lower index, budget that no
     utility asks for to the most recent blocks.
@@ -53,9 +58,13 @@ def allocate(
     spare = window - pinned
     if gists:
         forest = Forest.over(blocks, first, stop, BLOCK)
+        for level, index in sealed:
+            inside = forest.inside[level - 1] if level <= len(forest.inside) else forest.inside[0][:0]
+            if index >= len(inside) or not inside[index]:
+                raise BudgetError(f"the pinned head or tail reaches into sealed node {index} of level {level}")
         coarsest = sum(int(np.count_nonzero(mask)) for mask in forest.frontier(forest.nothing()))
         _require(spare, coarsest, window, pinned, "gists")
-        expanded, recent = expand(forest, plan.utility, (spare - coarsest) // (BLOCK - 1))
+        expanded, recent = expand(forest, plan.utility, (spare - coarsest) // (BLOCK - 1), sealed)
         plan.cover(forest.frontier(expanded))
         shown = ~forest.inside[0] | expanded[0] if forest.inside else recent
     else:

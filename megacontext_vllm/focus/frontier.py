@@ -12,6 +12,7 @@ its own, to one node full of slightly worse ones, and loses up to half.
 """
 
 import heapq
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,10 +72,13 @@ class Forest:
         return [np.zeros_like(mask) for mask in self.inside]
 
 
-def expand(forest: Forest, utility: npt.NDArray[np.float32], steps: int) -> tuple[list[Mask], Mask]:
+def expand(
+    forest: Forest, utility: npt.NDArray[np.float32], steps: int, sealed: Sequence[tuple[int, int]] = ()
+) -> tuple[list[Mask], Mask]:
     """Choose at most ``steps`` expansions; maximise the utility of expanded blocks, then prefer recent blocks.
 
     utility   float32 [blocks], whole history; what is <= 0 is left to recency.
+    sealed    nodes (level, index) that are never expanded: there is nothing below them any more.
     returns   (expanded, recent): per level bool [nodes], closed under parents inside the forest; and bool [blocks],
               those expanded blocks that were taken for recency.
     """
@@ -82,6 +86,11 @@ def expand(forest: Forest, utility: npt.NDArray[np.float32], steps: int) -> tupl
     if not forest.inside:
         return expanded, np.zeros(0, dtype=np.bool_)
     value = np.where(forest.inside[0], np.maximum(utility, 0), 0).astype(np.float64)
+    closed = forest.nothing()
+    for level, index in sealed:
+        width = forest.branching ** (level - 1)
+        value[index * width : (index + 1) * width] = 0  # what has no value is expanded for recency only
+        closed[level - 1][index] = True
     wanted = _at_price(forest, value, 0.0)
     low, high = 0.0, float(value.max())
     for _ in range(_PRICE_STEPS if _count(wanted) > steps else 0):
@@ -102,7 +111,7 @@ def expand(forest: Forest, utility: npt.NDArray[np.float32], steps: int) -> tupl
         attempts.append((attempt, left))
     expanded, left = max(attempts, key=lambda attempt: float(value[attempt[0][0]].sum()))
     before = expanded[0].copy()
-    _fill_recent(forest, expanded, left)
+    _fill_recent(forest, expanded, left, closed)
     return expanded, expanded[0] & ~before
 
 
@@ -153,7 +162,7 @@ def _fill(forest: Forest, expanded: list[Mask], value: Values, left: int, per_st
     return left
 
 
-def _fill_recent(forest: Forest, expanded: list[Mask], left: int) -> None:
+def _fill_recent(forest: Forest, expanded: list[Mask], left: int, closed: list[Mask]) -> None:
     """Expand the newest blocks that still fit, newest first."""
     k = forest.branching
     gists = forest.frontier(expanded)
@@ -161,7 +170,7 @@ def _fill_recent(forest: Forest, expanded: list[Mask], left: int) -> None:
     stack = sorted(roots)  # the newest node on top
     while stack and left:
         _, i, node = stack.pop()
-        if i + 1 > left:
+        if i + 1 > left or closed[i][node]:
             continue
         left -= 1
         expanded[i][node] = True

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from megacontext_vllm.errors import BudgetError
 from megacontext_vllm.focus.allocator import allocate, raw_utility
 from megacontext_vllm.focus.working_context import Kind, WorkingContext
-from megacontext_vllm.tree.nodes import BLOCK
+from megacontext_vllm.tree.nodes import BLOCK, span
 
 
 def utilities(length: int, seed: int, flavour: str) -> np.ndarray:
@@ -150,3 +150,27 @@ def test_raw_utility_counts_whole_blocks_shown_raw() -> None:
     context = allocate(4 * 32 + 3, 67, utility, head=0, tail=0, gists=False)
     assert shown(context) == [1, 3, 4]
     assert raw_utility(context, utility) == 1.5
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_sealed_nodes_are_shown_as_their_gist_and_never_expanded(data: st.DataObject) -> None:
+    length = data.draw(st.integers(6_000, 80_000))
+    window = data.draw(st.integers(300, 3_000))
+    seed = data.draw(st.integers(0, 99))
+    utility = np.random.default_rng(seed).random(length // BLOCK).astype(np.float32)
+    sealed = {(2, index) for index in data.draw(st.lists(st.integers(1, length // 1024 - 1), max_size=12))}
+    sealed |= {(3, 0)} if length > 70_000 and data.draw(st.booleans()) else set()
+    sealed = {(level, index) for level, index in sealed if level == 3 or (3, index // 32) not in sealed}
+    try:
+        made = allocate(length, window, utility, head=64, tail=128, gists=True, sealed=sorted(sealed))
+    except BudgetError:
+        return
+    if length <= window:
+        return
+    for level, index in sealed:
+        start, end = span(level, index)
+        over = [e for e in made.entries if e.start < end and e.end > start]
+        assert len(over) == 1 and over[0].kind is Kind.GIST and over[0].level >= level, over
+    free = allocate(length, window, utility, head=64, tail=128, gists=True)
+    assert sealed or made == free

@@ -112,10 +112,11 @@ class Checksums:
         """Note the checksum of the unfinished page at ``count`` rows, while ``committed`` rows are still the truth."""
         if count % self.rows == 0:
             return
-        found = self._slot(0)
-        slot = 1 if found is not None and found[0] == committed and committed != count else 0
-        if committed == count and (other := self._slot(1)) is not None and other[0] == count:
-            slot = 1
+        named = [found[0] if (found := self._slot(slot)) is not None else None for slot in (0, 1)]
+        if committed == count:  # the slot that is believed, which is the first that names the count
+            slot = 1 if named[0] != count and named[1] == count else 0
+        else:
+            slot = 1 if named[0] == committed else 0
         write_all(self.fd, _pack_slot(count, checksum), _SLOTS_AT + slot * _SLOT.size)
 
     def append(self, start: int, tail: int, rows: memoryview) -> int:

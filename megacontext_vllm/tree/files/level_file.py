@@ -156,6 +156,7 @@ class LevelWriter:
         first, stop = start // page * page, min(-(-(start + len(rows)) // page) * page, header.count)
         try:
             whole = bytearray(read_all(self._fd, (stop - first) * header.row_bytes, header.file_bytes(first)))
+            self._check_pages(first, stop, whole, start, start + len(rows))
             at = (start - first) * header.row_bytes
             data = memoryview(np.ascontiguousarray(rows).data).cast("B")
             whole[at : at + len(data)] = data
@@ -172,6 +173,22 @@ class LevelWriter:
             self.close()  # the journal, if it is whole, is carried out before anything else is written
             raise self._refused(error) from error
         self._sync()
+
+    def _check_pages(self, first: int, stop: int, data: bytearray, start: int, end: int) -> None:
+        """Compare pages of which some rows stay with their checksums, or damage in those would be made valid.
+
+        ``data``: rows ``[first, stop)``; rows ``[start, end)`` of them are to be replaced.
+        """
+        rows = self._checksums.rows
+        for at in range(first, stop, rows):
+            last = min(at + rows, stop)
+            if start <= at and last <= end:
+                continue
+            page = bytes(data[(at - first) * self.header.row_bytes : (last - first) * self.header.row_bytes])
+            known = self._checksums.pages(at // rows, at // rows + 1) if last - at == rows else None
+            expected = self._checksums.tail(last) if known is None else next(iter(known.tolist()), None)
+            if expected != checksum_of(page):
+                raise CorruptTreeError(f"rows {at} to {last} of {self.path} differ from their checksum")
 
     def _replace(self, first: int, stop: int, data: bytes) -> None:
         header = self.header

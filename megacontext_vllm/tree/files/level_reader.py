@@ -134,7 +134,8 @@ class LevelReader:
             self.close()
             raise
         self.count = self.header.count
-        """Committed rows as of the last ``refresh()``."""
+        """Committed rows as last seen, by ``refresh()`` or by a checked read."""
+        self._rows = self._map(0)
 
     @classmethod
     def salvage(cls, path: Path) -> "LevelReader":
@@ -155,9 +156,12 @@ class LevelReader:
         return np.ndarray(shape, self.header.dtype.numpy, buffer=data, offset=HEADER_BYTES)
 
     def refresh(self) -> int:
-        """Read the committed count from disk; returns it. Raises CorruptTreeError when the header is gone."""
+        """Read the committed count from disk; returns it. Raises CorruptTreeError (the header is gone), StoreError."""
         assert self._fd >= 0, "closed"
-        self.count = read_committed(self._fd, self.path)
+        try:
+            self.count = read_committed(self._fd, self.path)
+        except OSError as error:
+            raise StoreError(f"cannot read {self.path}: {error.strerror}") from error
         return self.count
 
     def rows(self, start: int, stop: int) -> NDArray[Any]:
@@ -236,7 +240,7 @@ class LevelReader:
             try:
                 fd = os.open(checksum_path(self.path), os.O_RDONLY | os.O_CLOEXEC)
             except FileNotFoundError:
-                fd = -1
+                return Checksums(-1, self.header.level, self.header.row_bytes)
             except OSError as error:
                 raise StoreError(f"cannot read {checksum_path(self.path)}: {error.strerror}") from error
             self._checksums = Checksums(fd, self.header.level, self.header.row_bytes)
@@ -252,7 +256,7 @@ class LevelReader:
                 data = read_all(self._fd, (complete - first) * size, header.file_bytes(first * sums.rows))
                 expected = sums.pages(first, complete).tolist()
                 found = [checksum_of(data[at : at + size]) for at in range(0, len(data), size)]
-                if found == expected:
+                if found == expected and len(found) == complete - first:
                     return data + b"".join(self._checked_page(page) for page in range(complete, stop))
         except OSError:
             pass  # page by page, to say which one it is

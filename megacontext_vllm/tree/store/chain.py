@@ -18,7 +18,7 @@ def chain_of(tree: MegaContextTree, known: int = 0, previous: bytes = b"") -> li
     was lost with its hashes.
     """
     hashes: list[bytes] = []
-    at, end = known * ANCHOR, tree.length // ANCHOR * ANCHOR
+    at, end, size = known * ANCHOR, tree.length // ANCHOR * ANCHOR, _CHUNK
     while at < end:
         span = next(iter(tree.sealed.overlapping(at, end)), None) if tree.sealed else None
         if span is not None and span.start <= at:
@@ -28,10 +28,13 @@ def chain_of(tree: MegaContextTree, known: int = 0, previous: bytes = b"") -> li
                 break
             at, previous = span.stop, inside[-1]
             continue
-        stop = min(end, at + _CHUNK, end if span is None else span.start)
+        stop = min(end, at + size, end if span is None else span.start)
         try:
             hashes += chained_hashes(tree.read_tokens(at, stop), previous)
         except StoreError as error:
+            if stop - at > ANCHOR:
+                size = ANCHOR  # page by page, for those before the damage
+                continue
             logger.warning("tree %s is indexed up to token %d only: %s", tree.tree_id, at, error)
             break
         at, previous = stop, hashes[-1]

@@ -17,9 +17,9 @@ from megacontext_vllm.errors import StoreError
 from megacontext_vllm.tree.store.prefix_hash import ANCHOR
 from megacontext_vllm.tree.store.schema import connect_or_replace
 
-_MANY = 256
+_MANY = 128
 """Trees with one anchor in common among which the last used are looked for one by one."""
-_RECENT = 1024
+_RECENT = 512
 """Where more have it: how many of the last used trees are asked whether they do."""
 
 

@@ -115,8 +115,8 @@ class TreeLibrary:
             raise RequestError(f"{namespace!r} is not a namespace")
         hashes = chained_hashes(tokens)
         with self._lock:
-            peek, folder = self._handles.peek, self._handles.folder
-            matches = longest_matches(self._index, namespace, tokens, hashes, peek, folder)
+            folder = self._store / "trees" / namespace
+            matches = longest_matches(self._index, namespace, tokens, hashes, self._handles.peek, folder)
             continued = (self._continue(namespace, match, tokens, hashes) for match in matches)
             acquired = next(filter(None, continued), None)
             if acquired is None:
@@ -213,7 +213,7 @@ class TreeLibrary:
         with self._lock:
             infos = self._index.trees(namespace)
             held = self._handles.lengths(namespace)
-            return [replace(info, length=held.get(info.tree_id, info.length)) for info in infos]
+            return [replace(i, length=held[i.tree_id]) if i.tree_id in held else i for i in infos]
 
     def stats(self) -> StoreStats:
         """Trees, tokens and bytes of this model in the store, as of each tree's last use."""

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megacontext_vllm.errors import CorruptTreeError, FingerprintMismatchError, StoreError, UnknownTreeError
-from megacontext_vllm.tree.files.header import HEADER_BYTES, Header
+from megacontext_vllm.tree.files.header import COUNT_BYTES, COUNT_OFFSET, HEADER_BYTES, unpack_count
 from megacontext_vllm.tree.store.index import TreeIndex
 from megacontext_vllm.tree.store.prefix_hash import ANCHOR
-from megacontext_vllm.tree.tree import MegaContextTree
+from megacontext_vllm.tree.tree import TOKENS, MegaContextTree
 
 logger = logging.getLogger(__name__)
 
@@ -96,13 +96,13 @@ def longest_matches(
     tokens: NDArray[np.uint32],
     hashes: Sequence[bytes],
     peek: Callable[[str, str], AbstractContextManager[MegaContextTree]],
-    folder: Callable[[str, str], Path],
+    folder: Path,
 ) -> list[Match]:
     """Trees of ``namespace`` with the longest common prefix, all of the same length, at least ``ANCHOR`` tokens.
 
-    ``tokens``: uint32 ``[n]``; ``hashes``: its chain; ``peek(namespace, tree_id)`` opens a tree for reading and
-    ``folder`` says where it lies. Of trees that are equally good to fork only one is returned. Trees that vanished or
-    are damaged are logged and leave the index; any other failure only skips the tree this time.
+    ``tokens``: uint32 ``[n]``; ``hashes``: its chain; ``peek(namespace, tree_id)`` opens a tree for reading, ``folder``
+    is where the trees of the namespace lie. Of trees that are equally good to fork only one is returned. Trees that
+    vanished or are damaged are logged and leave the index; any other failure only skips the tree this time.
     """
     best: list[Match] = []
     seen: set[str] = set()
@@ -113,7 +113,7 @@ def longest_matches(
             return best
         found = [t for t in index.with_anchor(namespace, hashes[reach - 1], MAX_CANDIDATES) if t not in seen]
         usable = 0
-        for promise, tree_id in _by_promise(found, lambda t: folder(namespace, t), reach * ANCHOR, tokens):
+        for promise, tree_id in _by_promise(found, folder, reach * ANCHOR, tokens):
             # The best come first. Of those that can only be forked one will do, and of the others a few.
             worthwhile = promise[1] and usable < _ENOUGH
             if best and (promise[0] < best[0].common or (promise[0] == best[0].common and not worthwhile)):
@@ -135,34 +135,33 @@ def longest_matches(
 
 
 def _by_promise(
-    tree_ids: list[str], folder: Callable[[str], Path], start: int, tokens: NDArray[np.uint32]
+    tree_ids: list[str], folder: Path, start: int, tokens: NDArray[np.uint32]
 ) -> list[tuple[tuple[int, bool], str]]:
     """Sort trees that share ``start`` tokens with a history by what a glance at the next page promises, best first.
 
     A promise: how many leading tokens are common, and whether the tree could be used as it is or extended. It is a hint
-    that costs a tenth of opening the tree.
+    that costs a fraction of opening the tree.
     """
     if len(tree_ids) == 1:
         return [(_LOOK, tree_ids[0])]
     page = tokens[start : start + ANCHOR]
-    promises = [(_glance(folder(tree_id) / "LOD0.ctx", start, page, len(tokens)), tree_id) for tree_id in tree_ids]
+    promises = [(_glance(f"{folder}/{tree_id}/{TOKENS}", start, page, len(tokens)), tree_id) for tree_id in tree_ids]
     return sorted(promises, key=lambda pair: pair[0], reverse=True)
 
 
-def _glance(file: Path, start: int, page: NDArray[np.uint32], asked: int) -> tuple[int, bool]:
+def _glance(file: str, start: int, page: NDArray[np.uint32], asked: int) -> tuple[int, bool]:
     try:
         fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            header = Header.unpack(os.pread(fd, HEADER_BYTES, 0))
-            there = min(header.count - start, len(page))
-            rows = np.frombuffer(os.pread(fd, max(there, 0) * 4, header.file_bytes(start)), "<u4")
+            count = unpack_count(os.pread(fd, COUNT_BYTES, COUNT_OFFSET))
+            rows = np.frombuffer(os.pread(fd, page.nbytes, HEADER_BYTES + start * page.itemsize), "<u4")
         finally:
             os.close(fd)
-    except (OSError, CorruptTreeError):
+    except (OSError, ValueError):
         return _LOOK
-    if len(rows) != there:
+    if count is None or count < start:
         return _LOOK
-    common = common_prefix(rows, page)
+    common = common_prefix(rows[: count - start], page)
     if common == ANCHOR:  # the index lacks an anchor, so there may be more
         return _LOOK
-    return start + common, start + common in (asked, header.count)
+    return start + common, start + common in (asked, count)

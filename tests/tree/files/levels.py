@@ -4,7 +4,8 @@ import os
 import signal
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +74,9 @@ def killed(child: int, after_seconds: float = 0.0) -> None:
     assert os.WIFSIGNALED(status), f"the child ended by itself, with status {status}"
 
 
-def in_child_holding(take: Callable[[], object]) -> int:
-    """A child that holds what ``take`` returns until it is killed."""
+@contextmanager
+def held_by_child(take: Callable[[], object]) -> Iterator[None]:
+    """A child holds what ``take`` returns for the length of the block; then it is killed."""
     output, input_ = os.pipe()
 
     def work() -> None:
@@ -85,9 +87,12 @@ def in_child_holding(take: Callable[[], object]) -> int:
 
     child = forked(work)
     os.close(input_)
-    with os.fdopen(output, "rb") as file:
-        assert file.read(1) == b"!", "the child failed; its traceback is in the captured output"
-    return child
+    try:
+        with os.fdopen(output, "rb") as file:
+            assert file.read(1) == b"!", "the child failed; its traceback is in the captured output"
+        yield
+    finally:
+        killed(child)
 
 
 def drained(fd: int) -> bytes:

@@ -85,6 +85,7 @@ class Expected:
         assert names == {"LOD0.ctx", "LOD0.crc", "LOD1.ctx", "LOD1.crc"}
 
 
+@pytest.mark.slow
 def test_kill_at_random_moments(tmp_path: Path) -> None:
     salt = unfinished = acknowledgements = 0
     for number in range(KILLS // KILLS_PER_FOLDER):

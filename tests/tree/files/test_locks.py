@@ -2,7 +2,7 @@ import os
 from pathlib import Path
 
 import pytest
-from files.levels import finished, forked, in_child_holding, killed
+from files.levels import finished, forked, held_by_child
 
 from megacontext_vllm.errors import StoreError, TreeInUseError, TreeLockedError, UnknownTreeError
 from megacontext_vllm.tree.files.locks import claim, lock_use, lock_writer, unlock
@@ -10,12 +10,11 @@ from megacontext_vllm.tree.files.locks import claim, lock_use, lock_writer, unlo
 
 @pytest.mark.parametrize("lock", [lock_use, lock_writer])
 def test_a_tree_that_another_process_has_open_cannot_be_claimed(tmp_path: Path, lock) -> None:
-    child = in_child_holding(lambda: lock(tmp_path))
-    with pytest.raises(TreeInUseError, match="in use"):
-        with claim(tmp_path):
-            pytest.fail("claimed a tree in use")
-    unlock(lock_use(tmp_path))  # the failed claim left nothing locked
-    killed(child)
+    with held_by_child(lambda: lock(tmp_path)):
+        with pytest.raises(TreeInUseError, match="in use"):
+            with claim(tmp_path):
+                pytest.fail("claimed a tree in use")
+        unlock(lock_use(tmp_path))  # the failed claim left nothing locked
     with claim(tmp_path):
         pass
 
@@ -37,9 +36,9 @@ def test_a_claimed_tree_can_be_opened_by_nobody(tmp_path: Path) -> None:
         lock_writer(tmp_path)
     for fd in held:
         unlock(fd)
-    child = in_child_holding(lambda: claim(tmp_path).__enter__())
-    finished(forked(lambda: pytest.raises(TreeLockedError, lock_use, tmp_path)))
-    killed(child)
+    manager = claim(tmp_path)
+    with held_by_child(manager.__enter__):
+        attempts()
     unlock(lock_use(tmp_path))
 
 
@@ -53,11 +52,10 @@ def test_a_claim_ends_with_its_block_even_if_that_fails(tmp_path: Path) -> None:
 
 def test_unlocking_counts_though_a_child_shares_the_open_file(tmp_path: Path) -> None:
     fd = lock_writer(tmp_path)
-    child = in_child_holding(lambda: fd)  # forked while we hold it
-    unlock(fd)
-    with claim(tmp_path):
-        pass
-    killed(child)
+    with held_by_child(lambda: fd):  # forked while we hold it
+        unlock(fd)
+        with claim(tmp_path):
+            pass
 
 
 def test_no_such_tree(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from megacontext_vllm.errors import StoreError
-from megacontext_vllm.tree.store.index import TreeIndex, read_last_accesses
+from megacontext_vllm.tree.store.index import TreeIndex, TreeInfo, read_last_accesses
 
 MODEL, OTHER_MODEL = bytes(16), bytes(range(16))
 CHAIN = [bytes([k]) * 16 for k in range(9)]
@@ -113,3 +113,77 @@ def test_failure_is_a_store_error(index: TreeIndex, tmp_path: Path) -> None:
         index.trees("default")
     with pytest.raises(StoreError, match="index"):
         TreeIndex(tmp_path / "absent" / "index.sqlite", MODEL)
+
+
+SCHEMA_1 = """
+CREATE TABLE trees(
+    model BLOB, namespace TEXT, tree_id TEXT, length INTEGER, created REAL, last_access REAL,
+    PRIMARY KEY(model, namespace, tree_id)) WITHOUT ROWID;
+CREATE TABLE anchors(
+    model BLOB, namespace TEXT, hash BLOB, tree_id TEXT, length INTEGER,
+    PRIMARY KEY(model, namespace, hash, tree_id)) WITHOUT ROWID;
+CREATE INDEX anchors_of_tree ON anchors(model, namespace, tree_id);
+PRAGMA user_version = 1;
+"""
+
+
+def test_an_index_of_schema_1_is_taken_over(tmp_path: Path) -> None:
+    path = tmp_path / "index.sqlite"
+    connection = sqlite3.connect(path)
+    connection.executescript(SCHEMA_1)
+    connection.execute("INSERT INTO trees VALUES(?, 'default', 'a', 2048, 5.0, 77.0)", (MODEL,))
+    connection.execute("INSERT INTO anchors VALUES(?, 'default', ?, 'a', 1024)", (MODEL, CHAIN[0]))
+    connection.commit()
+    connection.close()
+    for _ in range(2):
+        index = TreeIndex(path, MODEL)
+        assert index.trees("default") == [TreeInfo("a", 2048, 5.0, 77.0, 0, None, False)]
+        assert index.deepest("default", CHAIN) == 1
+        index.close()
+    index = TreeIndex(path, MODEL)
+    assert index.label("default", "a", "n", True)
+    index.record("default", "b", 10, 5.0)
+    assert not index.label("default", "b", "n", False)
+    assert (tmp_path / "index.sqlite.damaged").exists() is False
+    index.close()
+
+
+def test_labels(index: TreeIndex, tmp_path: Path) -> None:
+    other = TreeIndex(tmp_path / "index.sqlite", OTHER_MODEL)
+    for one in (index, other):
+        one.record("default", "a", 10, 0.0, size=100)
+        one.record("abc", "a", 10, 0.0, size=10)
+        assert one.label("default", "a", "n", False)  # names of another model, or namespace, do not collide
+        assert one.label("abc", "a", "n", True)
+    index.record("default", "b", 10, 0.0, size=1)
+    assert not index.label("default", "b", "n", True)
+    assert index.label("default", "a", None, False)
+    assert index.label("default", "b", "n", True)
+    assert (index.named("default", "n"), other.named("default", "n")) == ("b", "a")
+    index.record("default", "b", 20, 0.0)  # keeps name, pin and size
+    info = next(info for info in index.trees("default") if info.tree_id == "b")
+    assert (info.length, info.bytes, info.name, info.pinned) == (20, 1, "n", True)
+    assert index.totals() == {"default": (2, 30, 101), "abc": (1, 10, 10)}
+    assert index.store_bytes() == 221
+    assert {(row.model, row.namespace, row.tree_id) for row in index.unpinned()} == {
+        (MODEL, "default", "a"),
+        (OTHER_MODEL, "default", "a"),
+    }
+
+
+def test_anchors_can_be_added_from_the_middle_on(index: TreeIndex) -> None:
+    index.record("default", "a", 3072, 0.0, CHAIN[:3])
+    index.record("default", "a", 9216, 0.0, CHAIN[3:], first=3)
+    assert index.deepest("default", CHAIN) == 9
+    with index._transaction() as sql:
+        assert sql.execute("SELECT hash, length FROM anchors ORDER BY length").fetchall() == [
+            (value, 1024 * (k + 1)) for k, value in enumerate(CHAIN)
+        ]
+
+
+def test_the_last_used_of_many_with_one_anchor(index: TreeIndex) -> None:
+    for k in range(700):
+        index.record("default", f"{k:03}", 1024, 0.0, CHAIN[:1], used=float(k % 2 * 1000 + k))
+    index.record("default", "unrelated", 1024, 0.0, used=1e9)
+    found = index.with_anchor("default", CHAIN[0], 64)
+    assert found == [f"{k:03}" for k in range(699, 699 - 128, -2)]

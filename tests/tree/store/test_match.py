@@ -1,6 +1,7 @@
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from megacontext_vllm.tree.files.mend import rebuild_checksums
 from megacontext_vllm.tree.store.library import TreeLibrary
+from megacontext_vllm.tree.tree import MegaContextTree
 
 
 @pytest.mark.parametrize("stored", [1023, 1024, 1025, 2047, 2048, 2049, 5000])
@@ -76,6 +78,35 @@ def test_extending_beats_forking_at_equal_prefix(library: TreeLibrary) -> None:
     plain = library.get("default", whole)
     assert plain.length == 4000
     library.release(plain)
+
+
+def test_few_of_many_candidates_are_opened(library: TreeLibrary, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hundred trees share a system prompt; one shares more. A glance at the files tells, only the best is opened."""
+    for k in range(100):
+        put(library, np.concatenate([BASE[:2100], np.full(1500, k, np.uint32)]))
+    put(library, diverging(2900, 4000))
+    opened: list[str] = []
+    real = MegaContextTree.open
+
+    def spy(path: Path, **options: Any) -> MegaContextTree:
+        opened.append(path.name)
+        return real(path, **options)
+
+    monkeypatch.setattr(MegaContextTree, "open", spy)
+    acquired = library.acquire("default", BASE[:4000])
+    assert acquired.reused == 2900
+    check(acquired, BASE[:4000])
+    assert len(opened) <= 2  # to compare, and to copy from
+    opened.clear()
+    newcomer = library.acquire("default", np.concatenate([BASE[:2100], BASE[5000:8000]]))
+    assert newcomer.reused == 2100
+    assert len(opened) <= 2
+    opened.clear()
+    prompt = library.acquire("default", BASE[:2100])  # any of them will do
+    assert (prompt.reused, prompt.created) == (2100, False)
+    assert len(opened) <= 6
+    for each in (acquired, newcomer, prompt):
+        library.release(each.tree)
 
 
 def test_generated_tokens_are_found_again(library: TreeLibrary) -> None:
