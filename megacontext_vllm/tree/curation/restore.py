@@ -13,6 +13,7 @@ from megacontext_vllm.tree.curation.log import curating, history, log_entry, try
 from megacontext_vllm.tree.curation.nets import nets_of
 from megacontext_vllm.tree.curation.pending import finish, level_path, punch_holes, unchanged_times
 from megacontext_vllm.tree.curation.places import archive_folder, archived_rows, checked_action_id, who_is
+from megacontext_vllm.tree.curation.span_hashes import SpanHashes
 from megacontext_vllm.tree.curation.whole import is_tree_action, restore_tree
 from megacontext_vllm.tree.files.checksums import Checksums, checksum_path, page_rows, write_all
 from megacontext_vllm.tree.files.durability import sync_folder
@@ -23,6 +24,7 @@ from megacontext_vllm.tree.files.mend import cut_level
 from megacontext_vllm.tree.gists import mark_damaged
 from megacontext_vllm.tree.meta import read_meta
 from megacontext_vllm.tree.sealed import SealedSpan, SealedSpans
+from megacontext_vllm.tree.store.prefix_hash import chained_hashes
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +94,7 @@ def _restore_span(
         if told != (*who, found.level, found.index, model):
             raise CorruptTreeError(f"{path} is of another action or tree: {told[:5]}")
         open_again(level_path(folder, 0)).close()
+        _require_right_tokens(folder, dropped, sealed, found)
         levels = [item for item in what.levels if _is_wanted(folder, item)]
         try:
             for item in levels:
@@ -105,6 +108,21 @@ def _restore_span(
     SealedSpans(item for item in sealed if item != found).save(folder)
     path.unlink()
     sync_folder(path.parent)
+
+
+def _require_right_tokens(folder: Path, dropped: DroppedFile, sealed: SealedSpans, found: SealedSpan) -> None:
+    """Compare the tokens with the hashes of the span, so that no other archive passes for this one."""
+    try:
+        with closing(LevelReader(level_path(folder, 0))) as reader:
+            previous = SpanHashes(reader, sealed).before(found.start)
+    except StoreError as error:
+        logger.warning("the tokens of %s are not compared with their hashes: %s", dropped.path, error)
+        return
+    hashes: list[bytes] = []
+    for _, tokens, _ in dropped.rows(0):
+        hashes += chained_hashes(tokens, hashes[-1] if hashes else previous)
+    if tuple(hashes) != found.hashes:
+        raise CorruptTreeError(f"{dropped.path} has other tokens than were compacted")
 
 
 def _is_wanted(folder: Path, item: DroppedLevel) -> bool:

@@ -38,6 +38,12 @@ class SpanHashes:
             self._stuck = error
             raise
 
+    def before(self, start: int) -> bytes:
+        """The hash that a span at ``start`` is chained to, empty at the start of the history. Raises like ``of``."""
+        self._skip(start)
+        self._advance(start)
+        return self._previous
+
     def _skip(self, start: int) -> bool:
         """Go on behind the last sealed span before ``start``, if there is one; what is before it need not be read."""
         known = [item for item in self._sealed.overlapping(self._at, start) if item.hashes and item.stop <= start]

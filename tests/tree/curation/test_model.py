@@ -5,6 +5,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import pytest
 from curation.trees import check, compaction, folder_of, grow, new_tree, opened, plan_of, tokens_of
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -57,9 +58,7 @@ class Curated(RuleBasedStateMachine):
             action = compaction(*node)
             if not actions or actions[-1].stop <= action.start:
                 actions.append(action)
-        good = [
-            a for a in actions if a.stop <= self.length and not self.overlaps(a.start, a.stop)
-        ]
+        good = [a for a in actions if a.stop <= self.length and not self.overlaps(a.start, a.stop)]
         done = apply(self.store, self.folder, plan_of(self.folder, actions))
         assert done.done == [action.action_id for action in good]
         assert set(done.failed) == {action.action_id for action in actions if action not in good}
@@ -127,7 +126,7 @@ class Curated(RuleBasedStateMachine):
         assert folder_of(self.store) == self.folder
 
 
-TestCurated = Curated.TestCase
+TestCurated = pytest.mark.slow(Curated.TestCase)
 TestCurated.settings = settings(
-    max_examples=25, stateful_step_count=12, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=12, stateful_step_count=10, deadline=None, suppress_health_check=list(HealthCheck)
 )

@@ -2,8 +2,7 @@
 
 import io
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +15,6 @@ from megacontext_vllm.tree.store.archive_import import import_tree
 from megacontext_vllm.tree.tree import MegaContextTree
 
 Mutation = Callable[[bytes, np.random.Generator], bytes]
-
-
-@pytest.fixture
-def memory() -> Iterator[Path]:
-    """A folder in memory where there is one: every accepted archive is forced to the disk."""
-    shared = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=shared if shared.is_dir() else None) as folder:
-        yield Path(folder)
 
 
 def flip_bits(data: bytes, random: np.random.Generator) -> bytes:
@@ -93,7 +84,6 @@ def try_import(store: Path, archive: bytes) -> Path | None:
     return store / "trees" / "default" / tree_id
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("mutation", BLIND, ids=lambda mutation: mutation.__name__)
 def test_blind_damage(memory: Path, originals: list[tuple[bytes, dict[str, bytes]]], mutation: Mutation) -> None:
     random = np.random.default_rng(len(mutation.__name__))
@@ -132,7 +122,6 @@ def damage_one_file(data: bytes, random: np.random.Generator) -> tuple[bytes, di
     return forged(data, change), kept
 
 
-@pytest.mark.slow
 def test_forged_files_are_refused_or_taken_as_they_are(
     memory: Path, originals: list[tuple[bytes, dict[str, bytes]]]
 ) -> None:
