@@ -45,6 +45,23 @@ def test_imports_run_one_way(folder: str) -> None:
     assert not wrong
 
 
+@pytest.mark.parametrize(
+    ("room", "above"),
+    [("tree/files", ["store", "curation", "tree", "gists", "sealed", "meta"]), ("tree/store", ["curation"])],
+)
+def test_rooms_of_the_tree_know_nothing_above_them(room: str, above: list[str]) -> None:
+    files = list((ROOT / OURS / room).rglob("*.py"))
+    assert files
+    wrong = {
+        f"{file.name}: {name}"
+        for file in files
+        for name in imports(file)
+        for part in above
+        if f"{name}.".startswith(f"{OURS}.tree.{part}.")
+    }
+    assert not wrong
+
+
 def test_only_the_engine_knows_vllm() -> None:
     files = [*(ROOT / OURS).rglob("*.py"), *(ROOT / "kernels").rglob("*.py")]
     knows = {file.parent.name for file in files if any(name.partition(".")[0] == "vllm" for name in imports(file))}

@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megacontext_vllm.tree.files.header import Header, RowType
+from megacontext_vllm.tree.files.holes import punch
 from megacontext_vllm.tree.files.level_reader import LevelReader
-from megacontext_vllm.tree.files.mend import rebuild_checksums
 from megacontext_vllm.tree.gists import append_gists
 from megacontext_vllm.tree.nodes import BLOCK, depth, num_nodes
 from megacontext_vllm.tree.sealed import SealedSpan, SealedSpans
@@ -64,9 +64,7 @@ def seal(folder: Path, *nodes: tuple[int, int], lost: bool = False) -> None:
 
     ``lost``: as damage does, so that the hashes are gone too.
     """
-    with_tokens = LevelReader(folder / "LOD0.ctx")
-    hashes = chained_hashes(with_tokens.read(0, with_tokens.count))
-    with_tokens.close()
+    hashes = chained_hashes(np.fromfile(folder / "LOD0.ctx", np.uint32, offset=64))
     spans = []
     for level, index in nodes:
         start, stop = index * BLOCK**level, (index + 1) * BLOCK**level
@@ -81,19 +79,22 @@ def seal(folder: Path, *nodes: tuple[int, int], lost: bool = False) -> None:
             reader.close()
             first, last = start // BLOCK**below, min(stop // BLOCK**below, count)
             fd = os.open(file, os.O_RDWR)
-            os.pwrite(fd, bytes(max(last - first, 0) * header.row_bytes), header.file_bytes(first))
+            punch(fd, header.file_bytes(first), max(last - first, 0) * header.row_bytes)
             os.close(fd)
-            rebuild_checksums(file)
     SealedSpans([*SealedSpans.of(folder), *spans]).save(folder)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Committed rows of every level of a tree, checked, and everything else that it says; by file name."""
+    """Committed rows of every level of a tree, checked if they are not sealed, and all else it says; by file name."""
     found = {}
+    sealed = SealedSpans.of(folder)
     for file in sorted(folder.iterdir()):
         if file.suffix == ".ctx":
             reader = LevelReader(file)
-            found[file.name] = reader.header.pack() + reader.read(0, reader.count).tobytes()
+            width, count = BLOCK**reader.header.level, reader.count
+            for start, stop in sealed.runs(0, count * width):
+                reader.read(start // width, stop // width)
+            found[file.name] = reader.header.pack() + reader.rows(0, count).tobytes()
             reader.close()
         elif file.suffix == ".col" or file.name in ("sealed.json", "gists.json"):
             found[file.name] = file.read_bytes()

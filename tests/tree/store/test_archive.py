@@ -6,6 +6,7 @@ import tarfile
 import threading
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -273,6 +274,49 @@ def test_export_while_a_refresh_begins_and_runs(tmp_path: Path) -> None:
         tree.close()
     assert judged > 1000
     assert all("refreshed over and over" in refusal for refusal in refusals)
+
+
+def test_a_gist_that_changes_while_it_is_read_is_to_be_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = make(tmp_path / "a", LONG)
+    begin_refresh(tree.path, OTHER_NET)
+    real = LevelReader.read
+
+    def read(reader: LevelReader, start: int, stop: int) -> NDArray[Any]:
+        rows = real(reader, start, stop)
+        if reader.header.level == 1:  # the refresh gets there right after the row was read
+            replace_gists(tree.gist_path(1), gist_header(1, OTHER_NET), 40, refreshed(1, 40, 44))
+        return rows
+
+    monkeypatch.setattr(LevelReader, "read", read)
+    data = exported(tree)
+    monkeypatch.undo()
+    tree_id = import_tree(tmp_path / "b", io.BytesIO(data), "default")
+    folder = tmp_path / "b" / "trees" / "default" / tree_id
+    assert gist_versions(folder, 1, 38, 46).tolist() == [1, 1, 0, 0, 0, 0, 1, 1]
+    tree.close()
+
+
+def test_export_starts_over_when_a_refresh_begins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree = make(tmp_path / "a", LONG)
+    real, rounds = LevelReader.read, []
+
+    def read(reader: LevelReader, start: int, stop: int) -> NDArray[Any]:
+        if reader.header.level == 1:  # right after the header was written, which names one net for all rows
+            rounds.append(1)
+            begin_refresh(tree.path, OTHER_NET)
+            replace_gists(tree.gist_path(1), gist_header(1, OTHER_NET), 40, refreshed(1, 40, 44))
+        return real(reader, start, stop)
+
+    monkeypatch.setattr(LevelReader, "read", read)
+    data = exported(tree)
+    monkeypatch.undo()
+    assert len(rounds) == 2
+    tree_id = import_tree(tmp_path / "b", io.BytesIO(data), "default")
+    folder = tmp_path / "b" / "trees" / "default" / tree_id
+    assert gist_versions(folder, 1, 38, 46).tolist() == [1, 1, 2, 2, 2, 2, 1, 1]
+    tree.close()
 
 
 def test_a_damaged_tree_is_not_exported(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from megacontext_vllm.errors import (
 from megacontext_vllm.tree.meta import read_meta, update_meta
 from megacontext_vllm.tree.store import names
 from megacontext_vllm.tree.store.library import NamespaceStats, TreeLibrary
+from megacontext_vllm.tree.store.places import names_lock
 
 
 def labels(library: TreeLibrary, namespace: str = "default") -> dict[str, tuple[str | None, bool]]:
@@ -230,6 +232,7 @@ def test_stats(library: TreeLibrary, tmp_path: Path) -> None:
 
 RENAMER = """
 import sys
+import threading
 from pathlib import Path
 from megacontext_vllm.errors import RequestError
 from megacontext_vllm.tree.store.library import TreeLibrary
@@ -276,6 +279,27 @@ def test_processes_rename_at_once(library: TreeLibrary, tmp_path: Path) -> None:
     for tree_id, meta in said.items():
         if meta["name"]:
             assert found(library, meta["name"]) == tree_id
+
+
+def test_one_at_a_time(library: TreeLibrary, tmp_path: Path) -> None:
+    """Whatever changes names, pins, or which trees there are waits for who is at it in another process."""
+    named, pinned, gone = (put(library, diverging(common, 2000)) for common in (0, 100, 200))
+    work = {
+        "named": lambda: library.rename("default", named, "n"),
+        "pinned": lambda: library.pin("default", pinned, True),
+        "gone": lambda: library.delete("default", gone),
+    }
+    threads = [threading.Thread(target=each) for each in work.values()]
+    with names_lock(tmp_path / "trees"):
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(0.1)
+            assert thread.is_alive()
+        assert labels(library) == {named: (None, False), pinned: (None, False), gone: (None, False)}
+    for thread in threads:
+        thread.join()
+    assert labels(library) == {named: ("n", False), pinned: (None, True)}
 
 
 def test_a_failing_index_is_caught_up_with(library: TreeLibrary, tmp_path: Path) -> None:
