@@ -54,7 +54,10 @@ class TreeIngest:
                 self.asked.setdefault(level, self.committed[level])
 
     def renew(self) -> None:
-        """See whether gists have to be made again. Raises CorruptTreeError, StoreError."""
+        """See whether gists have to be made again, or were cut off. Raises CorruptTreeError, StoreError."""
+        for level, committed in self.committed.items():
+            if (left := self.tree.gist_count(level)) < committed:
+                self.committed[level] = self.asked[level] = left
         if self.refresh is None and not finish(self.tree.path):
             self.refresh = Refresh(self.tree, "eager")
 

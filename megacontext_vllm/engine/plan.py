@@ -14,12 +14,12 @@ import numpy.typing as npt
 from megacontext_vllm.config import MegaContextConfig
 from megacontext_vllm.engine.content_ids import content_id
 from megacontext_vllm.engine.notes import note_plan
-from megacontext_vllm.errors import BudgetError, CorruptTreeError
+from megacontext_vllm.errors import BudgetError, CorruptTreeError, StoreError
 from megacontext_vllm.focus.allocator import allocate
 from megacontext_vllm.focus.lexical import LexicalLens
 from megacontext_vllm.focus.query import Query, find_query
 from megacontext_vllm.focus.working_context import Entry, Kind, WorkingContext
-from megacontext_vllm.tree.gists import mark_damaged
+from megacontext_vllm.tree.gists import give_up_gists
 from megacontext_vllm.tree.nodes import BLOCK
 from megacontext_vllm.tree.sealed import SealedSpans
 from megacontext_vllm.tree.store.library import TreeLibrary
@@ -112,7 +112,9 @@ class Planner:
             context = self._allocate(tokens, query, utility, request.window, gists, acquired.tree.sealed)
             lap("allocate")
             plan = self._render(acquired.tree, tokens, context)
-            _check_gists(acquired.tree, plan.gist_nodes)
+            if not _check_gists(acquired.tree, plan.gist_nodes):
+                context = self._allocate(tokens, query, utility, request.window, False, acquired.tree.sealed)
+                plan = self._render(acquired.tree, tokens, context)
             if request.trace:
                 plan.described = [self._describe(entry, tokens, acquired.tree.sealed) for entry in context.entries]
         except BaseException:
@@ -198,13 +200,22 @@ class Planner:
         return described
 
 
-def _check_gists(tree: MegaContextTree, nodes: list[tuple[int, int]]) -> None:
-    """Compare the gists that will be shown with their checksums; damaged ones are made again before they are."""
+def _check_gists(tree: MegaContextTree, nodes: list[tuple[int, int]]) -> bool:
+    """Compare the gists that will be shown with their checksums; damaged ones are made again before they are.
+
+    Returns False where that cannot be done, because another process writes the tree or the disk refuses.
+    """
     for level, page in sorted({(level, index // BLOCK) for level, index in nodes}):
         first, stop = page * BLOCK, min((page + 1) * BLOCK, tree.gist_count(level))
+        if first >= stop:
+            continue
         try:
-            if first < stop:
-                tree.read_gists(level, first, stop)
+            tree.read_gists(level, first, stop)
         except CorruptTreeError as error:
             logger.warning("MegaContext: gists of tree %s are made again: %s", tree.tree_id, error)
-            mark_damaged(tree.path, level, first, stop)
+            try:
+                give_up_gists(tree, level, first, stop)
+            except StoreError as refused:
+                logger.error("MegaContext: unexpanded spans are hidden in this request: %s", refused)
+                return False
+    return True

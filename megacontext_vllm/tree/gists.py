@@ -35,7 +35,7 @@ from megacontext_vllm.tree.files.level_reader import LevelReader, read_count
 from megacontext_vllm.tree.files.locks import unlock
 from megacontext_vllm.tree.nodes import BLOCK
 from megacontext_vllm.tree.sealed import SealedSpans
-from megacontext_vllm.tree.tree import gist_levels
+from megacontext_vllm.tree.tree import MegaContextTree, gist_levels
 
 logger = logging.getLogger(__name__)
 
@@ -141,6 +141,24 @@ def mark_damaged(folder: Path, level: int, start: int, stop: int, durability: Du
                 _note(folder, level, first, last, 0, durability)
             else:
                 _mix(folder, writer, known, durability, first, last)
+
+
+def give_up_gists(tree: MegaContextTree, level: int, start: int, stop: int) -> None:
+    """Have damaged gists made again, wherever the damage is, by the tree's writer.
+
+    Those of the unfinished last page are cut off: nothing in the file could be put beside them. Raises StoreError where
+    ``tree`` is open for reading only, and what ``mark_damaged`` does.
+    """
+    if not tree.writable:
+        raise StoreError(f"gists of {tree.path} are damaged, and another process writes the tree")
+    whole = tree.gist_count(level) // page_rows(level) * page_rows(level)
+    try:
+        mark_damaged(tree.path, level, start, min(stop, whole))
+    except CorruptTreeError:  # the last page is damaged, too
+        tree.mend_gists(level)
+        mark_damaged(tree.path, level, start, min(stop, tree.gist_count(level)))
+    if stop > whole:
+        tree.mend_gists(level)
 
 
 def append_gists(path: Path, header: Header, start: int, rows: NDArray[Any], durability: Durability = NEVER) -> int:

@@ -166,13 +166,13 @@ class MegaContextTree:
             # Opening cuts off what a dead writer left unfinished.
             self._writer = LevelWriter(self._tokens.path, self._tokens.header, self._durability)
             for level in self.gist_levels():
-                self._mend_gists(level)
+                self.mend_gists(level)
         except BaseException:
             self._give_up_writing()
             raise
 
-    def _mend_gists(self, level: int) -> None:
-        """Let go of gists that are damaged or of lost tokens; they are made again from LOD0.
+    def mend_gists(self, level: int) -> None:
+        """Let go of a damaged end of the gists of ``level``, or of gists of lost tokens; they are made again from LOD0.
 
         A power cut can take tokens and leave their gists: other tokens may come to stand there.
         """

@@ -246,6 +246,38 @@ def test_gists_of_another_net_are_refreshed_in_place(grow: Callable[..., MegaCon
             assert reader.header.gist_fingerprint == NET
 
 
+@pytest.mark.parametrize("also", [False, True])
+def test_a_damaged_last_page_of_gists_is_made_again(grow: Callable[..., MegaContextTree], also: bool) -> None:
+    tree = grow("a", 5000)
+    ingest, worker = Ingest(1 << 20, NET), Worker([tree])
+    progress = ingest.watch(tree, 5000)
+    drive(ingest, worker)
+    for node in (150, 20)[: 1 + also]:
+        with open(tree.gist_path(1), "r+b") as file:
+            file.seek(64 + node * 4 * DIM)
+            file.write(b"\xff")
+    assert _check_gists(tree, [(1, 3), (1, 151)])
+    assert not ingest.watch(tree, 5000).covers(5000)
+    drive(ingest, worker)
+    assert progress.covers(5000)
+    complete(tree, 5000)
+    assert len(tree.read_gists(1, 0, 156)) == 156
+
+
+def test_damaged_gists_that_another_process_writes_are_not_shown(grow: Callable[..., MegaContextTree]) -> None:
+    tree = grow("a", 5000)
+    ingest = Ingest(1 << 20, NET)
+    ingest.watch(tree, 5000)
+    drive(ingest, Worker([tree]))
+    with open(tree.gist_path(1), "r+b") as file:
+        file.seek(64 + 40 * 4 * DIM)
+        file.write(b"\xff")
+    reading = MegaContextTree.open(tree.path, model_fingerprint=MODEL, writable=False)
+    assert _check_gists(reading, [(1, 3)])
+    assert not _check_gists(reading, [(1, 45)])
+    reading.close()
+
+
 def test_a_damaged_page_of_gists_is_made_again(grow: Callable[..., MegaContextTree]) -> None:
     tree = grow("a", 5000)
     ingest, worker = Ingest(1 << 20, NET), Worker([tree])
