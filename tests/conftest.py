@@ -1,9 +1,12 @@
-"""Where the real model and the real text of the tests lie; `make model text` puts them there."""
+"""What tests of all folders share. The real model and the real text: `make model text` puts them there."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from megacontext_vllm.tree.store.library import TreeLibrary
 
 CACHE = Path(os.environ.get("MEGACONTEXT_CACHE", Path.home() / ".cache" / "megacontext"))
 
@@ -26,3 +29,16 @@ def model_dir() -> Path:
 def text() -> str:
     """At least 300,000 tokens of real text."""
     return _existing(CACHE / "texts" / "state_of_the_union.txt", "text").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    return tmp_path / "store"
+
+
+@pytest.fixture
+def library(store: Path) -> Iterator[TreeLibrary]:
+    """The library of a model whose fingerprint is bytes 0 to 15, in an empty store."""
+    opened = TreeLibrary(store, bytes(range(16)))
+    yield opened
+    opened.close()

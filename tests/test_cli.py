@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -25,18 +24,6 @@ DIM = 4
 
 def tokens(length: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 40_000, length).astype(np.uint32)
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Path:
-    return tmp_path / "store"
-
-
-@pytest.fixture
-def library(store: Path) -> Iterator[TreeLibrary]:
-    opened = TreeLibrary(store, MODEL)
-    yield opened
-    opened.close()
 
 
 @pytest.fixture

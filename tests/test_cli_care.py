@@ -1,7 +1,6 @@
 """``megacontext tree verify|repair|rename|pin|rm|grep|show``: what looks after stored trees."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -22,18 +21,6 @@ from megacontext_vllm.tree.tree import MegaContextTree
 
 MODEL = bytes(range(16))
 WORDS = "the red car stood in Köln, 車 and nobody knew why. "
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Path:
-    return tmp_path / "store"
-
-
-@pytest.fixture
-def library(store: Path) -> Iterator[TreeLibrary]:
-    opened = TreeLibrary(store, MODEL)
-    yield opened
-    opened.close()
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.markup import escape
 
 from megacontext_vllm.cli.progress import bar
-from megacontext_vllm.cli.stored import find_folder, tree_folders
+from megacontext_vllm.cli.stored import chosen_folders, find_folder
 from megacontext_vllm.cli.text import out
 from megacontext_vllm.errors import CorruptTreeError, RequestError, StoreError
 from megacontext_vllm.tree.files.locks import claim
@@ -28,12 +28,8 @@ from megacontext_vllm.tree.verify import Verified, verify_tree
 
 def verify(options: argparse.Namespace) -> int:
     """Returns 1 if anything is damaged."""
-    if options.tree is None:
-        folders = tree_folders(options.store, options.namespace)
-    else:
-        folders = [find_folder(options.store, options.namespace, options.tree)]
     found: list[dict[str, object]] = []
-    for folder in folders:
+    for folder in chosen_folders(options):
         try:
             with bar(f"tree {folder.name[:8]}") as progress:
                 found.append(verified_json(verify_tree(folder, progress)))

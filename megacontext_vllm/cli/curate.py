@@ -16,7 +16,7 @@ from rich import box
 from rich.table import Table
 
 from megacontext_vllm.cli.progress import bar
-from megacontext_vllm.cli.stored import find_folder, last_accesses, open_tree, tree_folders
+from megacontext_vllm.cli.stored import chosen_folders, find_folder, last_accesses, open_tree
 from megacontext_vllm.cli.text import out, size_text, time_text
 from megacontext_vllm.errors import RequestError, StoreError
 from megacontext_vllm.tree.curation.actions import CurationPlan
@@ -59,13 +59,9 @@ def make_plans(options: argparse.Namespace) -> list[CurationPlan]:
         archive_days=options.archive_days,
         delete_days=options.delete_days,
     )
-    if options.tree is None:
-        folders = tree_folders(options.store, options.namespace)
-    else:
-        folders = [find_folder(options.store, options.namespace, options.tree)]
     uses = last_accesses(options.store)
     plans = []
-    for folder in folders:
+    for folder in chosen_folders(options):
         try:
             with closing(open_tree(folder)) as tree, NodeTelemetry(folder) as telemetry:
                 use = uses.get((folder.parent.name, folder.name))

@@ -13,7 +13,7 @@ from pathlib import Path
 from rich.markup import escape
 
 from megacontext_vllm.cli.progress import bar
-from megacontext_vllm.cli.stored import find_folder, open_tree, tree_folders
+from megacontext_vllm.cli.stored import chosen_folders, open_tree
 from megacontext_vllm.cli.text import out
 from megacontext_vllm.cli.tokenizer import load_decoder
 from megacontext_vllm.errors import RequestError
@@ -47,13 +47,9 @@ def grep(options: argparse.Namespace) -> int:
         wrong = f"{options.pattern!r} is not a regular expression ({error})"
         raise RequestError(f"{wrong}; --fixed takes it as text") from None
     decode = load_decoder(options.tokenizer)
-    if options.tree is None:
-        folders = tree_folders(options.store, options.namespace)
-    else:
-        folders = [find_folder(options.store, options.namespace, options.tree)]
     hits: list[Hit] = []
     console = out()
-    for folder in folders:
+    for folder in chosen_folders(options):
         for hit in search(folder, pattern, decode):
             hits.append(hit)
             if not options.json:

@@ -1,5 +1,6 @@
 """What is in a store, read without opening it as a server would: trees of every model, damaged ones too."""
 
+import argparse
 import sys
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -142,6 +143,13 @@ def find_folder(store: Path, namespace: str | None, prefix: str) -> Path:
     if len(found) > 1:
         raise RequestError(f"{len(found)} trees in {where} begin with {prefix!r}; give more of the id, or --namespace")
     return found[0]
+
+
+def chosen_folders(options: argparse.Namespace) -> list[Path]:
+    """Folders of the tree that ``options`` name, or of all of the store or namespace. Raises like ``find_folder``."""
+    if options.tree is None:
+        return tree_folders(options.store, options.namespace)
+    return [find_folder(options.store, options.namespace, options.tree)]
 
 
 def place_text(store: Path, namespace: str | None) -> str:

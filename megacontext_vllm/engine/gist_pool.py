@@ -11,7 +11,7 @@ from megacontext_vllm.engine.embedding import GistEmbedding, SpanTable
 from megacontext_vllm.engine.step_work import GistJob, PageFill, StepWork
 from megacontext_vllm.errors import MegaContextError
 from megacontext_vllm.nets.gistnet import GistNet
-from megacontext_vllm.tree.files.header import Header, RowType
+from megacontext_vllm.tree.files.header import Header, RowType, level_path
 from megacontext_vllm.tree.files.level_reader import LevelReader
 from megacontext_vllm.tree.gists import append_gists, replace_gists
 from megacontext_vllm.tree.nodes import BLOCK
@@ -88,9 +88,9 @@ class GistPool:
             return
         try:
             if job.tokens is None:
-                below = Path(job.tree_path) / f"LOD{job.level - 1}.ctx"
+                below = level_path(Path(job.tree_path), job.level - 1)
                 children = self._read(below, job.start * BLOCK, job.stop * BLOCK).view(-1, BLOCK, self.dim)
-            path = Path(job.tree_path) / f"LOD{job.level}.ctx"
+            path = level_path(Path(job.tree_path), job.level)
             dtype = self.dtype
             if job.start > 0 or job.again:  # a file keeps the type of the engine that began it
                 with closing(LevelReader(path)) as reader:

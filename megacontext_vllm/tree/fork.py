@@ -16,6 +16,7 @@ from megacontext_vllm.errors import CorruptTreeError, StoreError
 from megacontext_vllm.tree.files.header import HEADER_BYTES, Header
 from megacontext_vllm.tree.files.level_file import LevelWriter
 from megacontext_vllm.tree.files.level_reader import LevelReader
+from megacontext_vllm.tree.files.mend import remove_level
 from megacontext_vllm.tree.nodes import depth, num_nodes
 from megacontext_vllm.tree.tree import TOKENS, MegaContextTree
 
@@ -43,7 +44,7 @@ def copy_prefix(source: MegaContextTree, target: MegaContextTree, length: int) -
             copy_rows(source.gist_path(level), target.gist_path(level), count)
         except StoreError as error:
             logger.warning("gists of level %d are not taken over and will be rebuilt: %s", level, error)
-            target.gist_path(level).unlink(missing_ok=True)
+            remove_level(target.gist_path(level))
 
 
 class _Target(Protocol):

@@ -28,8 +28,8 @@ from numpy.typing import NDArray
 from megacontext_vllm.errors import CorruptTreeError, FingerprintMismatchError, StoreError, TreeLockedError
 from megacontext_vllm.tree.files.checksums import page_rows
 from megacontext_vllm.tree.files.columns import Column, column_path
-from megacontext_vllm.tree.files.durability import NEVER, Durability, sync_folder
-from megacontext_vllm.tree.files.header import MIXED, Header
+from megacontext_vllm.tree.files.durability import NEVER, Durability, sync_path
+from megacontext_vllm.tree.files.header import MIXED, Header, level_path
 from megacontext_vllm.tree.files.level_file import LevelWriter, open_again
 from megacontext_vllm.tree.files.level_reader import LevelReader, read_count
 from megacontext_vllm.tree.files.locks import unlock
@@ -68,7 +68,7 @@ def gist_versions(folder: Path, level: int, start: int, stop: int) -> NDArray[np
 
     Raises IndexError beyond the committed gists, CorruptTreeError, StoreError.
     """
-    header = _header(_level_path(folder, level))
+    header = _header(level_path(folder, level))
     count = header.count if header else 0
     if not 0 <= start <= stop <= count:
         raise IndexError(f"gists [{start}, {stop}) of level {level} of {folder}, which has {count}")
@@ -90,7 +90,7 @@ def stale(folder: Path, level: int, sealed: SealedSpans | None = None) -> NDArra
     Not those under a sealed span, which are gone, nor the one of the span itself, which cannot be made again.
     ``sealed``: the tree's, if it is at hand. Raises CorruptTreeError, StoreError.
     """
-    result = _outdated(folder, level, read_count(_level_path(folder, level)))
+    result = _outdated(folder, level, read_count(level_path(folder, level)))
     for item in SealedSpans.of(folder) if sealed is None else sealed:
         if item.level >= level:
             result[item.start // BLOCK**level : item.stop // BLOCK**level] = False
@@ -117,7 +117,7 @@ def begin_refresh(folder: Path, fingerprint: bytes, durability: Durability = NEV
     with _locked(folder):
         known = _settled(folder, fingerprint, durability)
         for level in _levels(folder):
-            with _writer(_level_path(folder, level), None, durability) as writer:
+            with _writer(level_path(folder, level), None, durability) as writer:
                 if writer.header.gist_fingerprint not in (fingerprint, MIXED):
                     _mix(folder, writer, known, durability)
 
@@ -130,7 +130,7 @@ def mark_damaged(folder: Path, level: int, start: int, stop: int, durability: Du
     """
     with _locked(folder):
         known = _settled(folder, None, durability)
-        with _writer(_level_path(folder, level), None, durability) as writer:
+        with _writer(level_path(folder, level), None, durability) as writer:
             if not 0 <= start <= stop <= writer.count:
                 raise IndexError(f"gists [{start}, {stop}) of level {level} of {folder}, which has {writer.count}")
             if start == stop:
@@ -221,12 +221,12 @@ def finish(folder: Path, durability: Durability = NEVER) -> bool:
         target = newest(folder)
         sealed = SealedSpans.of(folder)
         for level in _levels(folder):
-            if (header := _header(_level_path(folder, level))) is None:
+            if (header := _header(level_path(folder, level))) is None:
                 continue
             if header.gist_fingerprint != MIXED:
                 done = done and header.gist_fingerprint == target
                 continue
-            with _writer(_level_path(folder, level), None, durability) as writer:
+            with _writer(level_path(folder, level), None, durability) as writer:
                 if stale(folder, level, sealed).any():
                     done = False
                     continue
@@ -271,10 +271,6 @@ def _version_of(known: list[bytes], fingerprint: bytes) -> int:
     return next((at for at in range(len(known), 0, -1) if known[at - 1] == fingerprint), 0)
 
 
-def _level_path(folder: Path, level: int) -> Path:
-    return folder / f"LOD{level}.ctx"
-
-
 def _header(path: Path) -> Header | None:
     """Header of a level file; None if there is none, or an empty one whose creator is about to write it, or died."""
     try:
@@ -292,14 +288,14 @@ def _header(path: Path) -> Header | None:
 
 
 def _levels(folder: Path) -> list[int]:
-    return [level for level in gist_levels(folder) if _header(_level_path(folder, level)) is not None]
+    return [level for level in gist_levels(folder) if _header(level_path(folder, level)) is not None]
 
 
 def _fingerprints(folder: Path) -> list[bytes]:
     """What the level files say, highest level first, without repeats and without ``MIXED``."""
     found: list[bytes] = []
     for level in reversed(gist_levels(folder)):
-        header = _header(_level_path(folder, level))
+        header = _header(level_path(folder, level))
         if header is not None and header.gist_fingerprint != MIXED:
             if header.gist_fingerprint in found:
                 found.remove(header.gist_fingerprint)
@@ -357,7 +353,7 @@ def _save(folder: Path, known: list[bytes], durability: Durability) -> None:
             os.fsync(file.fileno())  # rare, and an empty file after a power cut would cost all gists of a refresh
         draft.replace(folder / GISTS)
         if durability.always:
-            sync_folder(folder)
+            sync_path(folder)
     except OSError as error:
         raise StoreError(f"cannot write {folder / GISTS}: {error.strerror}") from error
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from megacontext_vllm.errors import CorruptTreeError, StoreError, UnknownTreeError
-from megacontext_vllm.tree.files.durability import NEVER, Durability, sync_folder
+from megacontext_vllm.tree.files.durability import NEVER, Durability, sync_path
 from megacontext_vllm.tree.files.locks import unlock
 
 META = "meta.json"
@@ -69,7 +69,8 @@ def write_meta(path: Path, meta: dict[str, Any], durability: Durability = NEVER)
             os.fsync(file.fileno())
     draft.replace(path / META)
     if durability.always:
-        sync_folder(path)
+        sync_path(path)
+    durability.wrote(path / META)
 
 
 def update_meta(path: Path, **changes: Any) -> dict[str, Any]:

@@ -15,12 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megacontext_vllm.errors import CorruptTreeError, StoreError
-from megacontext_vllm.tree.files.checksums import checksum_path, write_all
-from megacontext_vllm.tree.files.header import HEADER_BYTES
-from megacontext_vllm.tree.files.journal import journal_path
-from megacontext_vllm.tree.files.level_reader import LevelReader
+from megacontext_vllm.tree.files.checksums import write_all
+from megacontext_vllm.tree.files.header import HEADER_BYTES, level_path
+from megacontext_vllm.tree.files.level_reader import read_count
 from megacontext_vllm.tree.files.locks import claim
-from megacontext_vllm.tree.files.mend import cut_level, rebuild_checksums
+from megacontext_vllm.tree.files.mend import cut_level, rebuild_checksums, remove_level
 from megacontext_vllm.tree.nodes import BLOCK, num_nodes
 from megacontext_vllm.tree.sealed import SealedSpan, SealedSpans
 from megacontext_vllm.tree.tree import TOKENS, gist_levels
@@ -73,13 +72,12 @@ def repair_tree(
 def _mend_level(path: Path, level: int, damage: list[Damage], done: Repaired) -> None:
     if not damage:
         return
-    file = path / f"LOD{level}.ctx"
+    file = level_path(path, level)
     whole = any(item.stop is None for item in damage)
     first = 0 if whole else min(item.start for item in damage) // BLOCK * BLOCK
     done.gists_dropped[level] = first
     if first == 0:
-        for part in (file, checksum_path(file), journal_path(file)):
-            part.unlink(missing_ok=True)
+        remove_level(file)
     else:
         cut_level(file, first)
 
@@ -122,11 +120,8 @@ def _mend_tokens(path: Path, damage: list[Damage], donor: Donor | None, done: Re
 
 
 def _cut_gists(path: Path, level: int, count: int, done: Repaired) -> None:
-    file = path / f"LOD{level}.ctx"
-    reader = LevelReader(file)
-    there = reader.count
-    reader.close()
-    if there > count:
+    file = level_path(path, level)
+    if read_count(file) > count:
         cut_level(file, count)
         done.gists_dropped[level] = count
 

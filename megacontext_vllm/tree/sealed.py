@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from megacontext_vllm.errors import CorruptTreeError, StoreError
-from megacontext_vllm.tree.files.durability import sync_folder
+from megacontext_vllm.tree.files.durability import sync_path
 from megacontext_vllm.tree.nodes import BLOCK, span
 
 SEALED = "sealed.json"
@@ -128,7 +128,7 @@ class SealedSpans:
             file.flush()
             os.fsync(file.fileno())
         draft.replace(folder / SEALED)
-        sync_folder(folder)
+        sync_path(folder)
 
 
 def _span(item: dict[str, object]) -> SealedSpan:

@@ -19,14 +19,12 @@ from megacontext_vllm.errors import (
     StoreError,
     UnknownTreeError,
 )
-from megacontext_vllm.tree.files.checksums import checksum_path
-from megacontext_vllm.tree.files.durability import NEVER, Durability, sync_folder
-from megacontext_vllm.tree.files.header import Header, RowType
-from megacontext_vllm.tree.files.journal import journal_path
+from megacontext_vllm.tree.files.durability import NEVER, Durability, sync_path
+from megacontext_vllm.tree.files.header import Header, RowType, level_path
 from megacontext_vllm.tree.files.level_file import LevelWriter
 from megacontext_vllm.tree.files.level_reader import LevelReader, read_count
 from megacontext_vllm.tree.files.locks import lock_use, lock_writer, unlock
-from megacontext_vllm.tree.files.mend import cut_level
+from megacontext_vllm.tree.files.mend import cut_level, remove_level
 from megacontext_vllm.tree.meta import META_VERSION, read_meta, write_meta
 from megacontext_vllm.tree.nodes import BLOCK, num_nodes
 from megacontext_vllm.tree.sealed import SealedSpans
@@ -110,7 +108,8 @@ class MegaContextTree:
             # meta.json comes last and whole: a folder without it is not a tree yet.
             write_meta(path, meta, durability)
             if durability.always:
-                sync_folder(path.parent)
+                sync_path(path.parent)
+            durability.wrote(path, path.parent)
             tree = cls(path, meta, durability)
         except BaseException as error:
             if writer is not None:
@@ -251,7 +250,7 @@ class MegaContextTree:
     def gist_path(self, level: int) -> Path:
         """File of the gists of ``level`` (1 or more); it need not exist."""
         assert level >= 1
-        return self.path / f"LOD{level}.ctx"
+        return level_path(self.path, level)
 
     def gist_count(self, level: int) -> int:
         """Committed gists of ``level``; 0 when there is no file yet. Cheap enough for polling."""
@@ -265,9 +264,7 @@ class MegaContextTree:
             self._drop(level)
 
     def _drop(self, level: int) -> None:
-        path = self.gist_path(level)
-        for file in (path, checksum_path(path), journal_path(path)):  # the rows first: without them nothing is left
-            file.unlink(missing_ok=True)
+        remove_level(self.gist_path(level))
 
     def gists(self, level: int, start: int, stop: int) -> NDArray[Any]:
         """Gists ``[start, stop)`` of ``level``: read-only view ``[n, d]``. A refresh may change it; see ``read_gists``.

@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megacontext_vllm.errors import CorruptTreeError, StoreError
+from megacontext_vllm.tree.files.header import level_path
 from megacontext_vllm.tree.files.level_reader import LevelReader
 from megacontext_vllm.tree.meta import read_meta
 from megacontext_vllm.tree.nodes import BLOCK, num_nodes
 from megacontext_vllm.tree.sealed import SealedSpans
-from megacontext_vllm.tree.tree import TOKENS, gist_levels
+from megacontext_vllm.tree.tree import gist_levels
 
 _PAGES_AT_ONCE = 1024
 
@@ -63,7 +64,7 @@ def verify_tree(path: Path, progress: Progress | None = None) -> Verified:
     try:
         length = 0
         for level in [0, *gist_levels(path)]:
-            file = path / (TOKENS if level == 0 else f"LOD{level}.ctx")
+            file = level_path(path, level)
             try:
                 reader = LevelReader.salvage(file)
             except FileNotFoundError:

@@ -1,7 +1,6 @@
 """Carry out a plan. Nothing is dropped before it is in the archive and on the disk; see ``pending.py`` for crashes."""
 
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -14,12 +13,13 @@ from megacontext_vllm.tree.curation.actions import Action, CurationPlan
 from megacontext_vllm.tree.curation.dropped import Dropped, DroppedLevel, runs_of, write_dropped
 from megacontext_vllm.tree.curation.log import curating, log_entry, try_log, write_log
 from megacontext_vllm.tree.curation.nets import nets_of
-from megacontext_vllm.tree.curation.pending import finish, level_path, punch_holes
+from megacontext_vllm.tree.curation.pending import finish, punch_holes
 from megacontext_vllm.tree.curation.places import archive_folder, archived_rows, make_archive, tree_marker, who_is
 from megacontext_vllm.tree.curation.span_hashes import SpanHashes
 from megacontext_vllm.tree.curation.whole import take_tree
 from megacontext_vllm.tree.files.checksums import checksum_path
-from megacontext_vllm.tree.files.durability import sync_folder
+from megacontext_vllm.tree.files.durability import sync_path
+from megacontext_vllm.tree.files.header import level_path
 from megacontext_vllm.tree.files.level_file import open_again
 from megacontext_vllm.tree.files.level_reader import LevelReader
 from megacontext_vllm.tree.files.locks import claim
@@ -111,7 +111,9 @@ class _Compaction:
         if compact:
             make_archive(self.archive)
             for level in [0, *gist_levels(self.folder)]:
-                _sync(level_path(self.folder, level))  # what stays is all there is, and may not be lost with the power
+                # What stays is all there is, and may not be lost with the power.
+                sync_path(level_path(self.folder, level))
+                sync_path(checksum_path(level_path(self.folder, level)))
         total, tokens = sum(action.stop - action.start for action in compact), 0
         for batch in _batches(compact):
             try:
@@ -146,7 +148,7 @@ class _Compaction:
             done.done.append(action.action_id)
             entries.append(self._entry(action, "done"))
         if new:
-            sync_folder(self.archive)
+            sync_path(self.archive)
             sealed = SealedSpans([*self.sealed, *new])
             sealed.save(self.folder)
             self.sealed = sealed
@@ -226,12 +228,3 @@ def _batches(actions: list[Action]) -> Iterator[list[Action]]:
             batch = []
     if batch:
         yield batch
-
-
-def _sync(path: Path) -> None:
-    for file in (path, checksum_path(path)):
-        fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from megacontext_vllm.errors import StoreError
-from megacontext_vllm.tree.files.durability import sync_folder
+from megacontext_vllm.tree.files.durability import sync_path
 from megacontext_vllm.tree.files.locks import unlock
 
 logger = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ def write_log(store: Path, entries: Iterable[dict[str, Any]]) -> None:
         finally:
             unlock(fd)
         if new:
-            sync_folder(path.parent)
+            sync_path(path.parent)
     except OSError as error:
         raise StoreError(f"cannot write {path}: {error.strerror}; free disk space or check the rights") from error
 

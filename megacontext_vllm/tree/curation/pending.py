@@ -24,6 +24,7 @@ from megacontext_vllm.tree.curation.places import (
     archive_folder,
     who_is,
 )
+from megacontext_vllm.tree.files.header import level_path
 from megacontext_vllm.tree.files.holes import punch
 from megacontext_vllm.tree.files.level_reader import LevelReader, read_header
 from megacontext_vllm.tree.files.locks import claim
@@ -52,10 +53,6 @@ def finish(folder: Path, archive: Path) -> None:
         _clear(folder, archive, sealed)
     except OSError as error:
         raise StoreError(f"cannot finish the curation of {folder}: {error.strerror}") from error
-
-
-def level_path(folder: Path, level: int) -> Path:
-    return folder / (TOKENS if level == 0 else f"LOD{level}.ctx")
 
 
 @contextmanager

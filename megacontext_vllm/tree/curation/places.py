@@ -12,7 +12,7 @@ from typing import Any
 
 from megacontext_vllm.errors import CorruptTreeError, RequestError, StoreError
 from megacontext_vllm.tree.curation.actions import is_action_id
-from megacontext_vllm.tree.files.durability import sync_folder
+from megacontext_vllm.tree.files.durability import sync_path
 from megacontext_vllm.tree.meta import read_meta
 from megacontext_vllm.tree.store.places import is_namespace, is_tree_id, tree_folder
 
@@ -49,7 +49,7 @@ def make_archive(archive: Path) -> None:
         return
     archive.mkdir(parents=True, exist_ok=True)
     for folder in (archive.parent, archive.parent.parent, archive.parent.parent.parent):
-        sync_folder(folder)
+        sync_path(folder)
 
 
 def who_is(store: Path, folder: Path) -> tuple[str, str]:
@@ -83,4 +83,4 @@ def write_marker(path: Path, data: dict[str, Any]) -> None:
         file.flush()
         os.fsync(file.fileno())
     draft.replace(path)
-    sync_folder(path.parent)
+    sync_path(path.parent)

@@ -11,12 +11,13 @@ from megacontext_vllm.errors import CorruptTreeError, RequestError, StoreError
 from megacontext_vllm.tree.curation.dropped import DroppedFile, DroppedLevel
 from megacontext_vllm.tree.curation.log import curating, history, log_entry, try_log, write_log
 from megacontext_vllm.tree.curation.nets import nets_of
-from megacontext_vllm.tree.curation.pending import finish, level_path, punch_holes, unchanged_times
+from megacontext_vllm.tree.curation.pending import finish, punch_holes, unchanged_times
 from megacontext_vllm.tree.curation.places import archive_folder, archived_rows, checked_action_id, who_is
 from megacontext_vllm.tree.curation.span_hashes import SpanHashes
 from megacontext_vllm.tree.curation.whole import is_tree_action, restore_tree
 from megacontext_vllm.tree.files.checksums import Checksums, checksum_path, page_rows, write_all
-from megacontext_vllm.tree.files.durability import sync_folder
+from megacontext_vllm.tree.files.durability import sync_path
+from megacontext_vllm.tree.files.header import level_path
 from megacontext_vllm.tree.files.level_file import open_again
 from megacontext_vllm.tree.files.level_reader import LevelReader, read_header
 from megacontext_vllm.tree.files.locks import claim
@@ -107,7 +108,7 @@ def _restore_span(
             raise
     SealedSpans(item for item in sealed if item != found).save(folder)
     path.unlink()
-    sync_folder(path.parent)
+    sync_path(path.parent)
 
 
 def _require_right_tokens(folder: Path, dropped: DroppedFile, sealed: SealedSpans, found: SealedSpan) -> None:

@@ -21,7 +21,7 @@ from megacontext_vllm.tree.curation.places import (
     tree_marker,
     write_marker,
 )
-from megacontext_vllm.tree.files.durability import sync_folder
+from megacontext_vllm.tree.files.durability import sync_path
 from megacontext_vllm.tree.files.level_reader import read_count
 from megacontext_vllm.tree.files.locks import claim
 from megacontext_vllm.tree.meta import read_meta
@@ -67,8 +67,8 @@ def take_tree(store: Path, folder: Path, plan: CurationPlan, action: Action, now
             make_archive(archive)
             write_marker(marker, {"kind": action.kind, "time": now})
             folder.rename(archive / TREE)
-            sync_folder(archive)
-            sync_folder(folder.parent)
+            sync_path(archive)
+            sync_path(folder.parent)
     except OSError as error:
         try_log(store, [noted("failed", str(error))])
         raise StoreError(f"cannot move {folder} into the archive: {error.strerror}") from error
@@ -99,8 +99,8 @@ def restore_tree(store: Path, namespace: str, tree_id: str, action_id: str, now:
                 raise RequestError(f"there is a tree in {folder} again; delete it to restore the archived one")
             folder.parent.mkdir(parents=True, exist_ok=True)
             (archive / TREE).rename(folder)
-            sync_folder(folder.parent)
-            sync_folder(archive)
+            sync_path(folder.parent)
+            sync_path(archive)
             tree_marker(archive, action_id).unlink(missing_ok=True)
     except OSError as error:
         raise StoreError(f"cannot move {archive / TREE} back: {error.strerror}") from error

@@ -18,8 +18,8 @@ logger = logging.getLogger(__name__)
 FsyncPolicy = Literal["never", "interval", "always"]
 
 
-def sync_folder(path: Path) -> None:
-    """Force the names in a folder to the disk: after a rename or a new file. Raises OSError."""
+def sync_path(path: Path) -> None:
+    """Force a file to the disk; of a folder, its names: after a rename or a new file. Raises OSError."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
@@ -66,11 +66,7 @@ class Durability:
             dirty, self._dirty = self._dirty, set()
         for path in sorted(dirty):
             try:
-                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-                try:
-                    os.fsync(fd)
-                finally:
-                    os.close(fd)
+                sync_path(path)
             except FileNotFoundError:
                 continue
             except OSError as error:

@@ -11,6 +11,7 @@ import struct
 import zlib
 from dataclasses import dataclass
 from enum import IntEnum
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,11 @@ class TornHeaderError(CorruptTreeError):
 _HEADER = struct.Struct("<4sHHHHIQ16s16sII")
 _COUNT_PART = struct.Struct("<Q16s16sII")
 assert _HEADER.size == HEADER_BYTES == COUNT_OFFSET + _COUNT_PART.size
+
+
+def level_path(folder: Path, level: int) -> Path:
+    """``LODn.ctx`` in a tree folder, there or not."""
+    return folder / f"LOD{level}.ctx"
 
 
 class RowType(IntEnum):

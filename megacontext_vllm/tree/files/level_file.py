@@ -6,7 +6,6 @@ writer cuts off. This holds when a process is killed at any point. What a power 
 (``durability.py``), and is found by the checksums.
 """
 
-import fcntl
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,7 +16,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from megacontext_vllm.errors import CorruptTreeError, FingerprintMismatchError, StoreError, TreeLockedError
+from megacontext_vllm.errors import CorruptTreeError, FingerprintMismatchError, StoreError
 from megacontext_vllm.tree.files.checksums import (
     Checksums,
     checksum_of,
@@ -30,7 +29,7 @@ from megacontext_vllm.tree.files.durability import NEVER, Durability
 from megacontext_vllm.tree.files.header import COUNT_OFFSET, MIXED, Header
 from megacontext_vllm.tree.files.journal import journal_path, load_journal, write_journal
 from megacontext_vllm.tree.files.level_reader import LevelReader, has_checksums, read_all, read_header, require_rows
-from megacontext_vllm.tree.files.locks import unlock
+from megacontext_vllm.tree.files.locks import lock_level, unlock
 
 
 class LevelWriter:
@@ -65,10 +64,7 @@ class LevelWriter:
 
     def _open(self, expected: Header) -> None:
         self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise TreeLockedError(f"{self.path} is being written by someone else; a tree has one writer") from None
+        lock_level(self._fd, self.path)
         if os.fstat(self._fd).st_size == 0:  # new, or its creator died before the header: nothing was committed
             try:
                 write_all(self._fd, replace(expected, count=0).pack(), 0)

@@ -20,6 +20,19 @@ WRITER = "writer.lock"
 USE = "use.lock"
 
 
+def take_lock(fd: int, how: int, refusal: str) -> None:
+    """Lock an open file, ``fcntl.LOCK_EX`` or ``LOCK_SH``, at once. Raises TreeLockedError(refusal), OSError."""
+    try:
+        fcntl.flock(fd, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise TreeLockedError(refusal) from None
+
+
+def lock_level(fd: int, path: Path) -> None:
+    """Become the only writer of an open level file. Raises TreeLockedError, OSError."""
+    take_lock(fd, fcntl.LOCK_EX, f"{path} is being written by someone else; a tree has one writer")
+
+
 def lock_writer(path: Path) -> int:
     """Take the writer lock of tree folder ``path``; returns its file descriptor.
 
@@ -27,13 +40,10 @@ def lock_writer(path: Path) -> int:
     """
     fd = os.open(path / WRITER, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        take_lock(fd, fcntl.LOCK_EX, f"{path} has another writer; wait until it is done, or use another store")
         # The folder may have been deleted between open and lock; then this lock guards nothing.
         if not os.path.samestat(os.fstat(fd), os.stat(path / WRITER)):
             raise FileNotFoundError(path / WRITER)
-    except BlockingIOError:
-        os.close(fd)
-        raise TreeLockedError(f"{path} has another writer; wait until it is done, or use another store") from None
     except BaseException:
         os.close(fd)
         raise
@@ -57,10 +67,7 @@ def lock_use(path: Path) -> int:
                 raise
             return -1
     try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(fd)
-        raise TreeLockedError(f"{path} is being curated, repaired or deleted; try again when that is done") from None
+        take_lock(fd, fcntl.LOCK_SH, f"{path} is being curated, repaired or deleted; try again when that is done")
     except BaseException:
         os.close(fd)
         raise

@@ -1,6 +1,5 @@
 """Last resorts for a level file that is damaged: forget its end, or believe what it holds."""
 
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from megacontext_vllm.errors import StoreError, TreeLockedError
+from megacontext_vllm.errors import StoreError
 from megacontext_vllm.tree.files.checksums import Checksums, checksum_path, page_checksums, write_all
 from megacontext_vllm.tree.files.header import COUNT_OFFSET, HEADER_BYTES, Header
 from megacontext_vllm.tree.files.journal import journal_path
 from megacontext_vllm.tree.files.level_reader import has_checksums, read_all, read_header, require_rows
-from megacontext_vllm.tree.files.locks import unlock
+from megacontext_vllm.tree.files.locks import lock_level, unlock
 
 _CHUNK_BYTES = 1 << 24
 
@@ -50,15 +49,18 @@ def rebuild_checksums(path: Path, only_if_lost: bool = False) -> None:
         _take_rows_as_they_are(path, fd, header)
 
 
+def remove_level(path: Path) -> None:
+    """Delete a level file and what lies beside it, there or not. Raises OSError."""
+    for file in (path, checksum_path(path), journal_path(path)):  # the rows first: without them nothing is left
+        file.unlink(missing_ok=True)
+
+
 @contextmanager
 def _locked(path: Path) -> Iterator[int]:
     try:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise TreeLockedError(f"{path} is being written by someone else; a tree has one writer") from None
+            lock_level(fd, path)
             yield fd
         finally:
             unlock(fd)

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 
 from megacontext_vllm.errors import CorruptTreeError, FingerprintMismatchError, RequestError, StoreError
 from megacontext_vllm.tree.files.checksums import write_all
-from megacontext_vllm.tree.files.durability import sync_folder
+from megacontext_vllm.tree.files.durability import sync_path
 from megacontext_vllm.tree.files.header import HEADER_BYTES, Header
 from megacontext_vllm.tree.files.level_reader import LevelReader, read_count
 from megacontext_vllm.tree.files.locks import lock_writer, unlock
@@ -205,7 +205,7 @@ def _sync(folder: Path) -> None:
             os.fsync(fd)
         finally:
             os.close(fd)
-    sync_folder(folder)
+    sync_path(folder)
 
 
 def _put_in_place(
@@ -220,7 +220,7 @@ def _put_in_place(
         write_meta(folder, metadata)
         _sync(folder)
         folder.rename(trees / namespace / tree_id)
-        sync_folder(trees / namespace)
+        sync_path(trees / namespace)
         try:
             length, size = read_count(trees / namespace / tree_id / "LOD0.ctx"), disk_bytes(trees / namespace / tree_id)
             index.record(namespace, tree_id, length, metadata["created"], hashes, size=size)

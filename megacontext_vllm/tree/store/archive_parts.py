@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from megacontext_vllm.tree.files.columns import Column, column_path
-from megacontext_vllm.tree.files.header import HEADER_BYTES, MIXED, Header
+from megacontext_vllm.tree.files.header import HEADER_BYTES, MIXED, Header, level_path
 from megacontext_vllm.tree.files.level_reader import LevelReader
 from megacontext_vllm.tree.gists import GISTS, VERSION_COLUMN
 from megacontext_vllm.tree.nodes import BLOCK, num_nodes
@@ -35,7 +35,7 @@ def parts_of(tree: MegaContextTree, length: int, opened: ExitStack) -> list[Part
     parts: list[Part | None] = [_whole(tree.path / name) for name in ("meta.json", SEALED, GISTS)]
     for level in [0, *tree.gist_levels()]:
         try:
-            reader = opened.enter_context(closing(LevelReader(tree.path / f"LOD{level}.ctx")))
+            reader = opened.enter_context(closing(LevelReader(level_path(tree.path, level))))
         except FileNotFoundError:  # gists that were dropped just now
             continue
         header = replace(reader.header, count=min(reader.count, num_nodes(length, level)))

@@ -85,6 +85,7 @@ class TreeLibrary:
         self._store = Path(store)
         trees = self._store / "trees"
         self._lock = threading.RLock()
+        self._durability = durability
         self._handles = Handles(trees, model_fingerprint, durability)
         try:
             trees.mkdir(parents=True, exist_ok=True)
@@ -223,9 +224,10 @@ class TreeLibrary:
         return StoreStats(trees, tokens, size, spaces)
 
     def close(self) -> None:
-        """Close every tree, held or not, and the index."""
+        """Close every tree, held or not, and the index; what ``durability`` has not forced out yet, it does now."""
         with self._lock:
             self._handles.close()
+            self._durability.close()
             self._index.close()
 
     def _continue(
