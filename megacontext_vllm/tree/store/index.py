@@ -91,9 +91,6 @@ class TreeIndex:
         ``hashes``: its hash chain from anchor ``first`` on. ``size``: bytes, None to keep what is known. ``used``:
         Unix seconds, now if not given.
         """
-        anchors = [
-            (self.model, namespace, value, tree_id, (k + 1) * ANCHOR) for k, value in enumerate(hashes, start=first)
-        ]
         used = time.time() if used is None else used
         with self._transaction() as sql:
             sql.execute(
@@ -102,6 +99,11 @@ class TreeIndex:
                 "length = ?4, last_access = max(last_access, ?6), bytes = ifnull(?7, bytes)",
                 (self.model, namespace, tree_id, length, created, used, size),
             )
+            known = self._deepest(sql, namespace, hashes, tree_id)  # nearly all, where a history is asked about again
+            anchors = [
+                (self.model, namespace, value, tree_id, (first + k + 1) * ANCHOR)
+                for k, value in enumerate(hashes[known:], start=known)
+            ]
             sql.executemany("INSERT OR IGNORE INTO anchors VALUES(?, ?, ?, ?, ?)", anchors)
 
     def label(
@@ -146,21 +148,27 @@ class TreeIndex:
             sql.execute("DELETE FROM anchors WHERE model = ? AND namespace = ? AND tree_id = ?", key)
 
     def deepest(self, namespace: str, hashes: Sequence[bytes]) -> int:
-        """How many leading hashes of the chain some tree has; 0 if none.
+        """How many leading hashes of the chain some tree has; 0 if none."""
+        with self._transaction() as sql:
+            return self._deepest(sql, namespace, hashes)
+
+    def _deepest(
+        self, sql: sqlite3.Connection, namespace: str, hashes: Sequence[bytes], tree_id: str | None = None
+    ) -> int:
+        """How many leading hashes of a chain are in the index, of any tree or of one.
 
         Binary search: a tree that has anchor k has all before it, so presence is monotone along the chain.
         """
+        which = "model = ? AND namespace = ? AND hash = ?" + (" AND tree_id = ?" if tree_id else "")
+        owner = [tree_id] if tree_id else []
         found, beyond = 0, len(hashes) + 1
-        with self._transaction() as sql:
-            while beyond - found > 1:
-                middle = (found + beyond) // 2
-                if sql.execute(
-                    "SELECT 1 FROM anchors WHERE model = ? AND namespace = ? AND hash = ? LIMIT 1",
-                    (self.model, namespace, hashes[middle - 1]),
-                ).fetchone():
-                    found = middle
-                else:
-                    beyond = middle
+        while beyond - found > 1:
+            middle = (found + beyond) // 2
+            key = [self.model, namespace, hashes[middle - 1], *owner]
+            if sql.execute(f"SELECT 1 FROM anchors WHERE {which} LIMIT 1", key).fetchone():
+                found = middle
+            else:
+                beyond = middle
         return found
 
     def with_anchor(self, namespace: str, value: bytes, limit: int) -> list[str]:

@@ -244,7 +244,7 @@ class TreeLibrary:
         try:
             # Looked at again, now as the writer: until a moment ago another process may have been extending it.
             length = tree.length
-            common = common_with(tree, length, tokens, hashes)
+            common = common_with(tree, length, tokens, hashes, known=match.common)
             if common < len(tokens) and common == length and is_writer(tree):
                 tree.append(tokens[common:], at=common)
                 return Acquired(tree, reused=common, created=False)

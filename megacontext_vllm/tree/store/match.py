@@ -48,15 +48,18 @@ def common_prefix(left: NDArray[np.uint32], right: NDArray[np.uint32]) -> int:
     return end
 
 
-def common_with(tree: MegaContextTree, length: int, tokens: NDArray[np.uint32], hashes: Sequence[bytes]) -> int:
+def common_with(
+    tree: MegaContextTree, length: int, tokens: NDArray[np.uint32], hashes: Sequence[bytes], known: int = 0
+) -> int:
     """Leading tokens that the first ``length`` of ``tree`` share with ``tokens``, uint32 ``[n]``, as far as is sure.
 
+    ``known``: how many are known to be equal, from an earlier look at this tree; they are not compared again.
     Over a sealed span the stored hashes are compared with those of ``tokens`` (``hashes``), and the common prefix can
     only end at an anchor. It also ends where tokens cannot be read: what was read before is as good as ever.
     """
     end = min(length, len(tokens))
-    at = 0
-    for span in tree.sealed.overlapping(0, end) if tree.sealed else ():
+    at = known
+    for span in tree.sealed.overlapping(known, end) if tree.sealed else ():
         at = _common_raw(tree, tokens, at, span.start)
         if at < span.start:
             return at

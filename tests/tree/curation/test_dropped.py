@@ -1,7 +1,6 @@
 import json
 import shutil
 import struct
-import zlib
 from hashlib import blake2b
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from megacontext_vllm.errors import CorruptTreeError
 from megacontext_vllm.tree.curation.apply import apply
 from megacontext_vllm.tree.curation.dropped import DroppedFile
 from megacontext_vllm.tree.curation.restore import restore
+from megacontext_vllm.tree.files.checksums import checksum_of
 
 ACTION = compaction(3, 0)
 ID = str(ACTION.action_id)
@@ -100,7 +100,7 @@ def test_an_archive_that_lies_with_a_right_digest(store: Path) -> None:
         restore(store, folder, ID)
     other = bytes([body[0] ^ 8]) + body[1:4096]  # its first page, with a checksum that is right
     sums_at = 4 * 32_768
-    lie_body = other + body[4096:sums_at] + struct.pack("<I", zlib.crc32(other)) + body[sums_at + 4 :]
+    lie_body = other + body[4096:sums_at] + struct.pack("<I", checksum_of(other)) + body[sums_at + 4 :]
     path.write_bytes(signed(json.dumps(good).encode(), lie_body))
     with pytest.raises(CorruptTreeError, match="other tokens"):
         restore(store, folder, ID)

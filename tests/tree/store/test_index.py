@@ -24,6 +24,17 @@ def test_deepest_anchor_for_every_chain_length(index: TreeIndex) -> None:
             assert index.deepest("abc", CHAIN[:asked]) == 0
 
 
+def test_a_chain_is_recorded_again_after_the_tree_was_forgotten(index: TreeIndex) -> None:
+    index.record("default", "a", 3072, 0.0, CHAIN[:3])
+    index.record("default", "a", 5120, 0.0, CHAIN[:5])  # adds the last two only, and must not lose any
+    assert [index.with_anchor("default", value, 9) for value in CHAIN[:6]] == [["a"]] * 5 + [[]]
+    index.record("default", "b", 2048, 0.0, CHAIN[:2])  # what another tree has is not what this one has
+    assert [len(index.with_anchor("default", value, 9)) for value in CHAIN[:3]] == [2, 2, 1]
+    index.remove("default", "a")
+    index.record("default", "a", 5120, 0.0, CHAIN[:5])
+    assert index.deepest("default", CHAIN) == 5
+
+
 def test_candidates_are_the_last_used_first_and_limited(index: TreeIndex) -> None:
     for name in ("a", "b", "c"):
         index.record("default", name, 1024, 0.0, CHAIN[:1])
