@@ -11,7 +11,7 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help env model text demo test lint bench wheel clean
+.PHONY: help env model text corpus demo test lint bench wheel clean
 
 help:  ## this list
 	@echo "MegaContext for vLLM: a frozen model, an unbounded history."
@@ -33,10 +33,13 @@ model: env  ## the default model, SmolLM2-135M-Instruct
 text: model  ## a long plain text: State of the Union addresses, about 360,000 tokens
 	@$(BIN)/python tools/fetch_text.py
 
+corpus: env  ## text and code for evaluation and training, with its licences: 110 MB to download
+	@$(BIN)/megacontext corpus fetch
+
 demo: model text  ## ask a 135M model about a text 44 times as long as it can read
 	@$(BIN)/python examples/demo.py $(ARGS)
 
-test: lint model text  ## everything that CI checks (ARGS goes to pytest)
+test: lint model text corpus  ## everything that CI checks (ARGS goes to pytest)
 	@$(BIN)/python -m pytest $(ARGS)
 
 lint: env  ## ruff and mypy

@@ -51,3 +51,11 @@ class SealedSpanError(StoreError):
 
 class FingerprintMismatchError(StoreError):
     """The file was written for another model or another GistNet."""
+
+
+class ReaderError(MegaContextError):
+    """The model that an evaluation asks cannot be loaded or reached, or cannot be asked this."""
+
+
+class EvaluationError(MegaContextError):
+    """What an evaluation was asked to measure cannot be measured: too little text, or a history too short for a task."""

@@ -166,7 +166,7 @@ def check_result() -> str:
 
 def install(device: str, anew: bool) -> None:
     extra: list[str] = []
-    requirements = ["--editable", f"{ROOT}[{device},dev,model]"]
+    requirements = ["--editable", f"{ROOT}[{device},dev,eval,model]"]
     step("create .venv", lambda: create_venv(anew))
     step(f"install {SETUPTOOLS}", lambda: pip("install", SETUPTOOLS))
     if device == "cpu":

@@ -1,7 +1,7 @@
-"""The command ``megacontext``: look at and after stored trees, list the settings, find out why a server does not start.
+"""The command ``megacontext``: stored trees, settings, why a server does not start, how good the answers are.
 
 It may be used beside a running server: what only looks takes no lock and mends nothing, and what would take something
-from under a request is refused. It needs neither torch nor vLLM.
+from under a request is refused. Only ``eval`` needs torch, and nothing vLLM.
 """
 
 import argparse
@@ -12,6 +12,8 @@ from pathlib import Path
 
 from megacontext_vllm import __version__
 from megacontext_vllm.cli import doctor, settings
+from megacontext_vllm.cli.corpus import add_corpus_commands
+from megacontext_vllm.cli.eval_commands import add_eval_commands
 from megacontext_vllm.cli.text import one_line
 from megacontext_vllm.cli.tree_commands import add_tree_commands
 from megacontext_vllm.config import default_store
@@ -29,6 +31,8 @@ examples:
   megacontext tree show 3f2a 0 200 --tokenizer MODEL  its first 200 tokens, as text
   megacontext tree grep "red cars" --tokenizer MODEL  where that was said, in all trees
   megacontext tree verify                             is every stored token still what was written?
+  megacontext corpus fetch                            real text to measure with and to train on
+  megacontext eval run --quick                        answers beside those of truncation, BM25 and others
 
 A server with an unbounded history:  vllm serve MODEL --plugin megacontext
 """
@@ -38,7 +42,7 @@ def make_parser() -> argparse.ArgumentParser:
     """The function in ``options.run`` takes the parsed options and returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="megacontext",
-        description="Look at, and after, what MegaContext for vLLM has stored, and at how it is set up.",
+        description="Look at, and after, what MegaContext for vLLM has stored, how it is set up, and how good it is.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -62,6 +66,8 @@ def make_parser() -> argparse.ArgumentParser:
     machine = argparse.ArgumentParser(add_help=False)
     machine.add_argument("--json", action="store_true", help="for programs: JSON on standard output")
     add_tree_commands(commands, trees, machine)
+    add_corpus_commands(commands, machine)
+    add_eval_commands(commands, machine)
     commands.add_parser(
         "settings", parents=[machine], help="every setting of the plugin", description="Every setting and its default."
     ).set_defaults(run=settings.show)

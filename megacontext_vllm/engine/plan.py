@@ -5,19 +5,16 @@ Runs in a thread beside the engine loop; nothing here touches vLLM's state.
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
-from megacontext_vllm.config import MegaContextConfig
 from megacontext_vllm.engine.content_ids import content_id
 from megacontext_vllm.engine.notes import note_plan
-from megacontext_vllm.errors import BudgetError, CorruptTreeError, StoreError
-from megacontext_vllm.focus.allocator import allocate
-from megacontext_vllm.focus.lexical import LexicalLens
-from megacontext_vllm.focus.query import Query, find_query
+from megacontext_vllm.errors import CorruptTreeError, StoreError
+from megacontext_vllm.focus.focus import Focus
 from megacontext_vllm.focus.working_context import Entry, Kind, WorkingContext
 from megacontext_vllm.tree.gists import give_up_gists
 from megacontext_vllm.tree.nodes import BLOCK
@@ -63,26 +60,18 @@ class Plan:
 
 
 class Planner:
-    """Holds what planning needs for the life of the engine: library, lens, tokenizer facts."""
+    """Holds what planning needs for the life of the engine: library, focus, fingerprints."""
 
     def __init__(
         self,
-        settings: MegaContextConfig,
         library: TreeLibrary,
-        lens: LexicalLens,
+        focus: Focus,
         *,
-        special_ids: frozenset[int],
-        decode: Callable[[list[int]], str],
-        gap_ids: list[int],
         gist_fingerprint: bytes | None,
         model_fingerprint: bytes,
     ) -> None:
-        self.settings = settings
         self.library = library
-        self.lens = lens
-        self.special_ids = special_ids
-        self.decode = decode
-        self.gap_ids = gap_ids
+        self.focus = focus
         self.gist_fingerprint = gist_fingerprint
         self.model_fingerprint = model_fingerprint
 
@@ -106,14 +95,16 @@ class Planner:
         acquired = self.library.acquire(request.namespace, tokens)
         lap("store")
         try:
-            query = find_query(tokens, self.special_ids, self.decode)
-            utility = self.lens.score(tokens, query)
+            scored = self.focus.score(tokens)
             lap("score")
-            context = self._allocate(tokens, query, utility, request.window, gists, acquired.tree.sealed)
+            # Below a sealed node there are no gists to show. Without gists it makes no difference: the request brought
+            # its tokens along.
+            nodes = [(item.level, item.index) for item in acquired.tree.sealed.overlapping(0, len(tokens))]
+            context = self.focus.allocate(scored, request.window, gists=gists, sealed=nodes)
             lap("allocate")
             plan = self._render(acquired.tree, tokens, context)
             if not _check_gists(acquired.tree, plan.gist_nodes):
-                context = self._allocate(tokens, query, utility, request.window, False, acquired.tree.sealed)
+                context = self.focus.allocate(scored, request.window, gists=False)
                 plan = self._render(acquired.tree, tokens, context)
             if request.trace:
                 plan.described = [self._describe(entry, tokens, acquired.tree.sealed) for entry in context.entries]
@@ -126,30 +117,6 @@ class Planner:
         plan.created, plan.reused, plan.seconds = acquired.created, acquired.reused, seconds
         return plan
 
-    def _allocate(
-        self,
-        tokens: Tokens,
-        query: Query,
-        utility: npt.NDArray[np.float32],
-        window: int,
-        gists: bool,
-        sealed: SealedSpans,
-    ) -> WorkingContext:
-        length = len(tokens)
-        # The asking part stays raw, but never at the price of all room for evidence. The allocator rounds the tail
-        # outwards to a whole block.
-        tail = min(max(self.settings.tail_tokens, length - query.start), window // 2 - BLOCK)
-        head = min(self.settings.head_tokens, window // 4 // BLOCK * BLOCK)
-        if gists:
-            try:
-                # Below a sealed node there are no gists to show. Without gists it makes no difference: the request
-                # brought its tokens along.
-                nodes = [(item.level, item.index) for item in sealed.overlapping(0, length)]
-                return allocate(length, window, utility, head=head, tail=tail, gists=True, sealed=nodes)
-            except BudgetError as error:
-                logger.warning("MegaContext: unexpanded spans are hidden in this request: %s", error)
-        return allocate(length, window, utility, head=head, tail=tail, gists=False, gap_cost=len(self.gap_ids))
-
     def _render(self, tree: MegaContextTree, tokens: Tokens, context: WorkingContext) -> Plan:
         prompt: list[int] = []
         worker_prompt: list[int] = []
@@ -159,7 +126,7 @@ class Planner:
             if entry.kind is Kind.RAW:
                 ids = tokens[entry.start : entry.end].tolist()
             elif entry.kind is Kind.GAP:
-                ids = self.gap_ids
+                ids = list(self.focus.gap_ids)
             else:
                 assert self.gist_fingerprint is not None, "a gist is shown but no GistNet is loaded"
                 positions.append(len(prompt))
@@ -196,7 +163,7 @@ class Planner:
         if entry.kind is Kind.GIST and (gone := sealed.overlapping(entry.start, entry.end)):
             described["sealed"] = gone[0].kind
         if entry.kind is Kind.RAW:
-            described["text"] = self.decode(tokens[entry.start : entry.end].tolist())
+            described["text"] = self.focus.decode(tokens[entry.start : entry.end].tolist())
         return described
 
 

@@ -7,28 +7,12 @@ from typing import Any
 from megacontext_vllm.config import MegaContextConfig
 from megacontext_vllm.engine.description import WorkerDescription
 from megacontext_vllm.engine.plan import Planner
-from megacontext_vllm.focus.lexical import LexicalLens
+from megacontext_vllm.focus.focus import Focus
 from megacontext_vllm.tree.files.durability import Durability
 from megacontext_vllm.tree.store.library import TreeLibrary
 from megacontext_vllm.tree.store.retention import RetentionPolicy
 
 logger = logging.getLogger("vllm.megacontext")
-
-
-def surface_strings(tokenizer: Any) -> list[str]:
-    """What each token id stands for in text, by id."""
-    size = max(tokenizer.get_vocab().values()) + 1
-    if hasattr(tokenizer, "batch_decode"):
-        decoded: list[str] = tokenizer.batch_decode([[i] for i in range(size)])
-        return decoded
-    return [tokenizer.decode([i]) for i in range(size)]  # vLLM's own tokenizer classes promise no more than this
-
-
-def special_ids(tokenizer: Any) -> frozenset[int]:
-    """Ids of template and control tokens: they bound messages."""
-    ids = set(tokenizer.all_special_ids)
-    ids.update(i for i, token in getattr(tokenizer, "added_tokens_decoder", {}).items() if token.special)
-    return frozenset(ids)
 
 
 def model_fingerprint(tokenizer: Any, embedding_digest: bytes) -> bytes:
@@ -49,17 +33,13 @@ def make_planner(settings: MegaContextConfig, tokenizer: Any, workers: WorkerDes
         logger.warning("MegaContext: %s is untrained; its gists turn answers into noise.", settings.gist_net)
     fingerprint = model_fingerprint(tokenizer, workers.embedding_digest)
     return Planner(
-        settings,
         TreeLibrary(
             settings.store,
             fingerprint,
             retention=RetentionPolicy(settings.retain_bytes, settings.retain_days),
             durability=Durability(settings.fsync, settings.fsync_seconds),
         ),
-        LexicalLens(surface_strings(tokenizer)),
-        special_ids=special_ids(tokenizer),
-        decode=lambda ids: str(tokenizer.decode(ids)),
-        gap_ids=list(tokenizer.encode(settings.gap_marker, add_special_tokens=False)),
+        Focus.of(tokenizer, settings),
         gist_fingerprint=workers.gist_fingerprint,
         model_fingerprint=fingerprint,
     )

@@ -8,6 +8,7 @@ import pytest
 from megacontext_vllm.config import MegaContextConfig
 from megacontext_vllm.engine.content_ids import content_id, is_content_id
 from megacontext_vllm.engine.plan import Plan, Planner, PlanRequest
+from megacontext_vllm.focus.focus import Focus
 from megacontext_vllm.focus.lexical import LexicalLens
 from megacontext_vllm.focus.working_context import Kind
 from megacontext_vllm.tree.store.library import TreeLibrary
@@ -21,13 +22,18 @@ GAP = [901, 902, 903]
 @pytest.fixture
 def planner(tmp_path: Path) -> Planner:
     vocabulary = [f" word{i}" for i in range(1000)]
-    return Planner(
-        MegaContextConfig(store=tmp_path),
-        TreeLibrary(tmp_path, FINGERPRINT),
+    settings = MegaContextConfig(store=tmp_path)
+    focus = Focus(
         LexicalLens(vocabulary),
         special_ids=frozenset({999}),
         decode=lambda ids: "".join(vocabulary[i] for i in ids),
-        gap_ids=GAP,
+        head_tokens=settings.head_tokens,
+        tail_tokens=settings.tail_tokens,
+        gap_ids=tuple(GAP),
+    )
+    return Planner(
+        TreeLibrary(tmp_path, FINGERPRINT),
+        focus,
         gist_fingerprint=NET,
         model_fingerprint=FINGERPRINT,
     )
@@ -81,7 +87,7 @@ def test_hidden_spans_are_gap_markers(planner: Planner) -> None:
 
 
 def test_a_failing_plan_lets_its_tree_go(planner: Planner, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planner.lens, "score", lambda *_: 1 / 0)
+    monkeypatch.setattr(planner.focus.lens, "score", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         plan(planner, history(5000), 256, gists=False)
     assert planner.library.open_trees() == 0

@@ -1,0 +1,87 @@
+"""The whole way from a prompt to its Working Context, the same wherever one is made: in the engine and in evaluation.
+
+question → scores of the blocks → what is pinned → allocation; and what is done where gists do not fit.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from megacontext_vllm.config import MegaContextConfig
+from megacontext_vllm.errors import BudgetError
+from megacontext_vllm.focus.allocator import allocate
+from megacontext_vllm.focus.lexical import LexicalLens
+from megacontext_vllm.focus.query import Decode, Query, find_query
+from megacontext_vllm.focus.vocabulary import special_ids, surface_strings
+from megacontext_vllm.focus.working_context import WorkingContext
+from megacontext_vllm.tree.nodes import BLOCK
+
+logger = logging.getLogger("vllm.megacontext")
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A prompt of ``length`` tokens, what it asks, and float32 ``utility`` [length // 32] of its blocks for that."""
+
+    length: int
+    query: Query
+    utility: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Focus:
+    """The lens, the tokenizer facts and the settings that decide what is shown of any prompt. Threads may share it.
+
+    special_ids, decode  as ``find_query`` wants them.
+    head_tokens          first tokens to pin raw, at most a quarter of the window.
+    tail_tokens          last tokens to pin raw; a longer question from its start, at most about half of the window.
+    gap_ids              token ids of the marker in place of a hidden span.
+    """
+
+    lens: LexicalLens
+    special_ids: frozenset[int]
+    decode: Decode
+    head_tokens: int
+    tail_tokens: int
+    gap_ids: tuple[int, ...]
+
+    @staticmethod
+    def of(tokenizer: Any, settings: MegaContextConfig) -> "Focus":
+        """The focus that ``settings`` ask for, over any tokenizer of transformers or vLLM."""
+        return Focus(
+            LexicalLens(surface_strings(tokenizer)),
+            special_ids=special_ids(tokenizer),
+            decode=lambda ids: str(tokenizer.decode(ids)),
+            head_tokens=settings.head_tokens,
+            tail_tokens=settings.tail_tokens,
+            gap_ids=tuple(tokenizer.encode(settings.gap_marker, add_special_tokens=False)),
+        )
+
+    def score(self, tokens: npt.NDArray[np.uint32]) -> Scored:
+        """What a whole prompt (uint32 [N], with the template's special tokens) asks, and where it may be answered."""
+        query = find_query(tokens, self.special_ids, self.decode)
+        return Scored(len(tokens), query, self.lens.score(tokens, query))
+
+    def allocate(
+        self, scored: Scored, window: int, *, gists: bool, sealed: Sequence[tuple[int, int]] = ()
+    ) -> WorkingContext:
+        """The Working Context within ``window`` entries, at least 4 blocks.
+
+        ``gists``, ``sealed``: as of ``allocator.allocate``; where gists leave no room, spans are hidden all the same.
+        Raises BudgetError where the pinned parts do not fit.
+        """
+        length = scored.length
+        # The asking part stays raw, but never at the price of all room for evidence. The allocator rounds the tail
+        # outwards to a whole block.
+        tail = min(max(self.tail_tokens, length - scored.query.start), window // 2 - BLOCK)
+        head = min(self.head_tokens, window // 4 // BLOCK * BLOCK)
+        if gists:
+            try:
+                return allocate(length, window, scored.utility, head=head, tail=tail, gists=True, sealed=sealed)
+            except BudgetError as error:
+                logger.warning("MegaContext: unexpanded spans are hidden in this request: %s", error)
+        return allocate(length, window, scored.utility, head=head, tail=tail, gists=False, gap_cost=len(self.gap_ids))

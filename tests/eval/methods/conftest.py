@@ -1,0 +1,53 @@
+"""The real tokenizer and text, a small random embedding, and prompts over any slice of the text."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from transformers import AutoTokenizer
+
+from megacontext_vllm.eval.methods.base import Tools
+from megacontext_vllm.eval.prompt import ChatFormat, Prompt
+from megacontext_vllm.eval.sample import History, Layout, Sample
+
+GAP = "\n[...]\n"
+QUESTION = "What is the secret number of Mira Oldenburg?"
+CANDIDATES = (" 48213", " 1", " 2", " 3")
+
+
+@pytest.fixture(scope="session")
+def chat(model_dir: Path) -> ChatFormat:
+    return ChatFormat(AutoTokenizer.from_pretrained(model_dir))
+
+
+@pytest.fixture(scope="session")
+def ids(chat: ChatFormat, text: str) -> np.ndarray:
+    """uint32, some 50,000 tokens of real text."""
+    return chat.encode(text[:250_000])
+
+
+@pytest.fixture(scope="session")
+def embedding(chat: ChatFormat) -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(len(chat.tokenizer), 8)).astype(np.float32)
+
+
+@pytest.fixture(scope="session")
+def tools(chat: ChatFormat, embedding: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Tools:
+    return Tools(chat, chat.encode(GAP).tolist(), tmp_path_factory.mktemp("cache"), embedding, longest=4096)
+
+
+@pytest.fixture(scope="session")
+def prompt_of(chat: ChatFormat) -> Callable[..., Prompt]:
+    """(history, layout, question) -> the prompt; only the first of a layout and question goes through the template."""
+    made: dict[tuple[Layout, str], Prompt] = {}
+
+    def prompt(history: np.ndarray, layout: Layout = Layout.DOCUMENT, question: str = QUESTION) -> Prompt:
+        if (layout, question) not in made:
+            some = History("h", np.arange(1000, 1400, dtype=np.uint32), layout)
+            sample = Sample("s", "t", some, question, "It is", " 48213", CANDIDATES, ((0, 1),))
+            made[layout, question] = chat.prompt(sample)
+        return replace(made[layout, question], history=history)
+
+    return prompt

@@ -1,0 +1,106 @@
+"""From a prompt to its Working Context: what is pinned, what happens where gists do not fit, any tokenizer."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from megacontext_vllm.config import MegaContextConfig
+from megacontext_vllm.errors import BudgetError
+from megacontext_vllm.focus.focus import Focus
+from megacontext_vllm.focus.lexical import LexicalLens
+from megacontext_vllm.focus.vocabulary import special_ids, surface_strings
+from megacontext_vllm.focus.working_context import Kind
+
+WORDS = [f" word{i}" for i in range(1000)]
+
+
+class Tokenizer:
+    """What is asked of a tokenizer, and no more. ``<s>`` is 1000, ``<role>`` 1001, the marker 1002 1003."""
+
+    all_special_ids = (1000,)
+
+    @property
+    def added_tokens_decoder(self) -> dict[int, SimpleNamespace]:
+        return {1001: SimpleNamespace(special=True), 1002: SimpleNamespace(special=False)}
+
+    def get_vocab(self) -> dict[str, int]:
+        return {text: i for i, text in enumerate([*WORDS, "<s>", "<role>", "[", "]"])}
+
+    def decode(self, ids: list[int]) -> str:
+        return "".join([*WORDS, "<s>", "<role>", "[", "]"][i] for i in ids)
+
+    def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        assert text == "[]" and not add_special_tokens
+        return [1002, 1003]
+
+
+@pytest.fixture(scope="module")
+def focus() -> Focus:
+    return Focus.of(Tokenizer(), MegaContextConfig(gap_marker="[]"))
+
+
+def history(length: int, question: int = 20) -> np.ndarray:
+    """Words, with a question of ``question`` of them after the last special token."""
+    tokens = np.random.default_rng(length).integers(0, 900, length)
+    tokens[length - question - 1] = 1000
+    return tokens.astype(np.uint32)
+
+
+def pinned(context: object, reason: str) -> int:
+    return sum(entry.cost for entry in context.entries if entry.reason == reason)  # type: ignore[attr-defined]
+
+
+def test_any_tokenizer(focus: Focus) -> None:
+    assert special_ids(Tokenizer()) == {1000, 1001}
+    assert surface_strings(Tokenizer())[:2] == [" word0", " word1"]
+    assert len(surface_strings(Tokenizer())) == 1004
+    in_one = SimpleNamespace(get_vocab=Tokenizer().get_vocab, batch_decode=lambda rows: [str(row) for row in rows])
+    assert surface_strings(in_one)[7] == "[7]"
+    assert focus.gap_ids == (1002, 1003) and (focus.head_tokens, focus.tail_tokens) == (64, 128)
+
+
+def test_finds_what_is_asked(focus: Focus) -> None:
+    tokens = history(20_000)
+    tokens[7000:7003] = [950, 951, 952]
+    tokens[-15:-12] = [950, 951, 952]
+    scored = focus.score(tokens)
+    assert scored.length == 20_000 and scored.query.start >= 19_980
+    assert int(scored.utility.argmax()) == 7000 // 32
+    context = focus.allocate(scored, 512, gists=False)
+    assert any(entry.kind is Kind.RAW and entry.start <= 7000 < entry.end for entry in context.entries)
+
+
+@pytest.mark.parametrize("gists", [False, True])
+def test_what_is_pinned(focus: Focus, gists: bool) -> None:
+    scored = focus.score(history(20_000))
+    assert pinned(focus.allocate(scored, 1024, gists=gists), "head") == 64
+    assert pinned(focus.allocate(scored, 1024, gists=gists), "tail") == 128
+    # A quarter of the window at most in front, and room for evidence whatever the tail.
+    small = focus.allocate(scored, 192, gists=False)
+    assert pinned(small, "head") == 32 and pinned(small, "tail") == 64
+    longer = Focus(focus.lens, focus.special_ids, focus.decode, head_tokens=0, tail_tokens=200, gap_ids=(1,))
+    context = longer.allocate(scored, 1024, gists=gists)
+    assert pinned(context, "head") == 0 and pinned(context, "tail") == 224
+
+
+def test_where_gists_leave_no_room_spans_are_hidden(focus: Focus, caplog: pytest.LogCaptureFixture) -> None:
+    scored = focus.score(history(1_000_001))
+    context = focus.allocate(scored, 128, gists=True)
+    assert {entry.kind for entry in context.entries} == {Kind.RAW, Kind.GAP}
+    assert context == focus.allocate(scored, 128, gists=False)
+    assert "unexpanded spans are hidden in this request" in caplog.text
+
+
+def test_sealed_nodes_are_not_expanded(focus: Focus) -> None:
+    tokens = history(20_000)
+    tokens[7000:7003] = tokens[-15:-12] = [950, 951, 952]
+    scored = focus.score(tokens)
+    context = focus.allocate(scored, 512, gists=True, sealed=[(2, 6)])
+    assert any((entry.kind, entry.level, entry.index) == (Kind.GIST, 2, 6) for entry in context.entries)
+
+
+def test_a_window_that_holds_nothing(focus: Focus) -> None:
+    wide = Focus(LexicalLens(WORDS), frozenset({1000}), focus.decode, 64, 128, gap_ids=tuple(range(100)))
+    with pytest.raises(BudgetError, match="Raise the window"):
+        wide.allocate(wide.score(history(20_000)), 128, gists=False)
