@@ -23,7 +23,7 @@ from megacontext_vllm.tree.files.mend import cut_level, rebuild_checksums, remov
 from megacontext_vllm.tree.nodes import BLOCK, num_nodes
 from megacontext_vllm.tree.sealed import SealedSpan, SealedSpans
 from megacontext_vllm.tree.tree import TOKENS, gist_levels
-from megacontext_vllm.tree.verify import Damage, Progress, Verified, verify_tree
+from megacontext_vllm.tree.verify import NO_CHECKSUM, Damage, Progress, Verified, verify_tree
 
 _RUN = BLOCK * BLOCK
 
@@ -49,9 +49,9 @@ def repair_tree(
 ) -> Repaired:
     """Mend the tree in folder ``path``, which nobody may have open.
 
-    ``trust``: where LOD0 has lost its checksums altogether, take its tokens as they are; without it they are lost.
-    Raises TreeInUseError; CorruptTreeError where nothing can be saved (``meta.json`` or the header of LOD0 is damaged);
-    StoreError. Nothing is changed in a sound tree.
+    ``trust``: where LOD0 has lost its checksums altogether, or has them in another version's form, take its tokens as
+    they are. Raises TreeInUseError; CorruptTreeError where nothing can be saved (``meta.json`` or the header of LOD0 is
+    damaged) and where ``trust`` is needed; StoreError. Then nothing is changed, nor is it in a sound tree.
     """
     with claim(path):
         if trust:
@@ -59,6 +59,11 @@ def repair_tree(
         done = Repaired(verify_tree(path, progress))
         done.length = done.before.length
         tokens = [item for item in done.before.damage if item.level == 0]
+        if any(item.reason == NO_CHECKSUM for item in tokens):
+            raise CorruptTreeError(
+                f"{path / TOKENS} has no checksums of this version, so that nothing says whether its tokens are right. "
+                "To take them as they are: megacontext tree repair --trust"
+            )
         if any(item.stop is None for item in tokens):
             reasons = "; ".join(item.reason for item in tokens if item.stop is None)
             raise CorruptTreeError(f"{path} cannot be repaired: {reasons}. Import a copy, or delete the tree")

@@ -6,13 +6,15 @@ from pathlib import Path
 
 from megacontext_vllm.errors import CorruptTreeError, StoreError
 from megacontext_vllm.tree.files.header import level_path
-from megacontext_vllm.tree.files.level_reader import LevelReader
+from megacontext_vllm.tree.files.level_reader import LevelReader, has_checksums
 from megacontext_vllm.tree.meta import read_meta
 from megacontext_vllm.tree.nodes import BLOCK, num_nodes
 from megacontext_vllm.tree.sealed import SealedSpans
 from megacontext_vllm.tree.tree import gist_levels
 
 _PAGES_AT_ONCE = 1024
+NO_CHECKSUM = "has no checksum"
+"""Reason of a damage."""
 
 Progress = Callable[[int, int], None]
 """Called with (pages done, pages in all)."""
@@ -103,6 +105,8 @@ def _header_damage(reader: LevelReader, level: int, fingerprint: str, length: in
         found.append(Damage(level, 0, None, None, f"the file is of level {header.level}"))
     if header.model_fingerprint.hex() != fingerprint:
         found.append(Damage(level, 0, None, None, "the file was written for another model"))
+    if not has_checksums(reader.path, header) and reader.has_sums:
+        found.append(Damage(level, 0, 0, None, "the header of its checksums is damaged"))  # repair writes it anew
     width = BLOCK**level
     if header.count > reader.count:
         lost = (reader.count * width, header.count * width)
@@ -134,7 +138,7 @@ def _rows(reader: LevelReader, page: int) -> Damage:
     except StoreError as error:
         reason = "cannot be read" if "cannot read" in str(error) else "differs from its checksum"
         if "has no checksums" in str(error):
-            reason = "has no checksum"
+            reason = NO_CHECKSUM
     return Damage(reader.header.level, start, stop, _span(reader, page), reason)
 
 

@@ -1,4 +1,6 @@
 import os
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -154,11 +156,44 @@ def test_lost_checksums(tmp_path: Path) -> None:
     with pytest.raises(CorruptTreeError, match="checksums"):
         reopen(path)
     assert verify_tree(path).tokens_damaged == [(0, 5_000)]
+    before = (path / "LOD0.ctx").read_bytes()
+    with pytest.raises(CorruptTreeError, match="repair --trust"):
+        repair_tree(path)
+    assert (path / "LOD0.ctx").read_bytes() == before  # what cannot be checked is not thrown away
     done = repair_tree(path, trust=True)
     assert (done.length, done.lost) == (5_000, [])
     tree = reopen(path)
     np.testing.assert_array_equal(tree.read_tokens(0, 5_000), TOKENS)
     tree.close()
+
+
+@pytest.mark.parametrize("level", [0, 1])
+@pytest.mark.parametrize("bit", range(0, 16 * 8, 5))
+def test_a_damaged_header_of_the_checksums_costs_nothing(tmp_path: Path, bit: int, level: int) -> None:
+    path = make(tmp_path / "t")
+    sums = bytearray((path / f"LOD{level}.crc").read_bytes())
+    sums[bit // 8] ^= 1 << bit % 8
+    (path / f"LOD{level}.crc").write_bytes(sums)
+    found = verify_tree(path)
+    assert [(item.level, item.tokens) for item in found.damage] == [(level, None)]
+    assert repair_tree(path).length == 5_000
+    assert not verify_tree(path).damage
+    tree = reopen(path)
+    np.testing.assert_array_equal(tree.read_tokens(0, 5_000), TOKENS)
+    tree.close()
+
+
+def test_checksums_of_another_version_say_nothing(tmp_path: Path) -> None:
+    path = make(tmp_path / "t")
+    start = struct.pack("<4sHHI", b"MCTS", 1, 0, 1024)
+    sums = (path / "LOD0.crc").read_bytes()
+    (path / "LOD0.crc").write_bytes(start + struct.pack("<I", zlib.crc32(start)) + bytes(len(sums) - 16))
+    with pytest.raises(CorruptTreeError, match="repair --trust"):
+        reopen(path)
+    with pytest.raises(CorruptTreeError, match="repair --trust"):
+        repair_tree(path)
+    assert repair_tree(path, trust=True).length == 5_000
+    assert not verify_tree(path).damage
 
 
 def test_what_cannot_be_saved_says_so(tmp_path: Path) -> None:

@@ -56,14 +56,17 @@ def write_all(fd: int, data: memoryview | bytes, offset: int) -> None:
         view, offset = view[written:], offset + written
 
 
-def _header(level: int) -> bytes:
-    start = _HEADER.pack(_MAGIC, _VERSION, level, page_rows(level), 0)[:12]
+def _sealed(start: bytes) -> bytes:
+    """12 bytes with their checksum behind them."""
     return start + struct.pack("<I", zlib.crc32(start))
+
+
+def _header(level: int) -> bytes:
+    return _sealed(_HEADER.pack(_MAGIC, _VERSION, level, page_rows(level), 0)[:12])
 
 
 def _pack_slot(count: int, checksum: int) -> bytes:
-    start = _SLOT.pack(count, checksum, 0)[:12]
-    return start + struct.pack("<I", zlib.crc32(start))
+    return _sealed(_SLOT.pack(count, checksum, 0)[:12])
 
 
 class Checksums:
@@ -82,6 +85,11 @@ class Checksums:
     def is_valid(self) -> bool:
         """Whether this is a sidecar of this level. Raises OSError."""
         return os.pread(self.fd, _SLOTS_AT, 0) == _header(self._level)
+
+    def is_of_another_version(self) -> bool:
+        """Whether its header is sound, but not of this version or level: its checksums say nothing. Raises OSError."""
+        header = os.pread(self.fd, _SLOTS_AT, 0)
+        return len(header) == _SLOTS_AT and _sealed(header[:12]) == header != _header(self._level)
 
     def reset(self) -> None:
         """Make it an empty sidecar. Raises OSError."""

@@ -78,7 +78,7 @@ class LevelWriter:
         self.header = found
         self._cut_back()
         if self.count and not has_checksums(self.path, found):
-            raise CorruptTreeError(f"{self.path} has lost its checksums; run: megacontext tree repair")
+            raise CorruptTreeError(f"{self.path} has lost its checksums; run: megacontext tree repair --trust")
         self._checksum_fd = os.open(self._checksum_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         self._checksums = Checksums(self._checksum_fd, found.level, found.row_bytes)
         if not self.count:

@@ -220,9 +220,14 @@ class LevelReader:
         full = count // sums.rows
         pages = sums.pages(0, full) if sums.fd >= 0 else np.empty(0, np.uint32)
         if len(pages) < full:
-            raise CorruptTreeError(f"{self.path} has lost its checksums; run: megacontext tree repair")
+            raise CorruptTreeError(f"{self.path} has lost its checksums; run: megacontext tree repair --trust")
         rest = self.read(full * sums.rows, count)
         return pages, checksum_of(np.ascontiguousarray(rest).data.cast("B")) if len(rest) else 0
+
+    @property
+    def has_sums(self) -> bool:
+        """Whether there are checksums to compare pages with."""
+        return self._sidecar().fd >= 0
 
     @property
     def page_count(self) -> int:
@@ -235,15 +240,23 @@ class LevelReader:
         return self._sidecar().rows
 
     def _sidecar(self) -> Checksums:
-        """The sidecar as of now; opened on first use and again while there is none."""
+        """The sidecar as of now; opened on first use and again while there is none, or none of this version."""
         if self._checksums is None:
+            level, row_bytes = self.header.level, self.header.row_bytes
+            fd = -1
             try:
                 fd = os.open(checksum_path(self.path), os.O_RDONLY | os.O_CLOEXEC)
+                sums = Checksums(fd, level, row_bytes)
+                if sums.is_of_another_version():
+                    os.close(fd)
+                    return Checksums(-1, level, row_bytes)
             except FileNotFoundError:
-                return Checksums(-1, self.header.level, self.header.row_bytes)
+                return Checksums(-1, level, row_bytes)
             except OSError as error:
+                if fd >= 0:
+                    os.close(fd)
                 raise StoreError(f"cannot read {checksum_path(self.path)}: {error.strerror}") from error
-            self._checksums = Checksums(fd, self.header.level, self.header.row_bytes)
+            self._checksums = sums
         return self._checksums
 
     def _checked_pages(self, first: int, stop: int) -> bytes:
