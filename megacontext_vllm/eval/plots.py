@@ -63,11 +63,16 @@ def _lines(cells: Sequence[Cell], measure: str, along: str, fixed: str, value: i
                 continue
             at = [getattr(cell, along) for cell in own]
             color = plt.get_cmap("tab20")(place % 20)
-            axis.plot(at, [f.mean for f in figures], marker=_MARKERS[place % 12], ms=4, color=color, label=method)
+            width = 2.6 if method == "megacontext" else 1.3
+            style = {"marker": _MARKERS[place % 12], "ms": 4, "color": color, "lw": width, "label": method}
+            axis.plot(at, [f.mean for f in figures], **style)
             axis.fill_between(at, [f.low for f in figures], [f.high for f in figures], color=color, alpha=0.08)
         if measure == "accuracy":
             axis.axhline(0.25, color="grey", lw=0.8, ls=":")
         axis.set(xscale="log", title=task, xlabel=f"{along} (tokens)")
+        ticks = sorted({getattr(cell, along) for cell in chosen})
+        axis.set_xticks(ticks, [_short(tick) for tick in ticks])
+        axis.minorticks_off()
         axis.grid(alpha=0.25)
     for axis in axes.flat[len(tasks) :]:
         axis.set_visible(False)
@@ -105,7 +110,7 @@ def _heat(records: Iterable[Record], budget: int, folder: Path) -> Path | None:
             table[depth, lengths.index(length)] = np.mean(scores)
         image = axis.imshow(table, vmin=0, vmax=1, cmap="RdYlGn", aspect="auto")
         axis.set(title=method, xticks=range(len(lengths)), yticks=[0, DEPTHS - 1])
-        axis.set_xticklabels([f"{length // 1000}k" for length in lengths], fontsize=8)
+        axis.set_xticklabels([_short(length) for length in lengths], fontsize=8)
         axis.set_yticklabels(["start", "end"])
     for axis in axes.flat[len(sums) :]:
         axis.set_visible(False)
@@ -113,6 +118,11 @@ def _heat(records: Iterable[Record], budget: int, folder: Path) -> Path | None:
     figure.set_layout_engine("constrained")
     figure.colorbar(image, ax=axes, shrink=0.8)
     return _save(plt, figure, folder / f"needle-position-budget-{budget}.png")
+
+
+def _short(tokens: int) -> str:
+    """4,096 as "4k", 1,000,000 as "1M", 512 as it is."""
+    return f"{tokens / 1e6:g}M" if tokens >= 10**6 else f"{tokens // 1000}k" if tokens >= 4096 else str(tokens)
 
 
 def _save(plt: Any, figure: Any, path: Path) -> Path:

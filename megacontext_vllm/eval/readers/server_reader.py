@@ -30,7 +30,9 @@ class ServerReader(Reader):
     max_tokens         of an answer.
     timeout            seconds for one request; a MegaContext server reads a new history of a million tokens in it.
     retries            of requests that failed for a passing reason (the openai package knows which).
-    structured_choice  asks once more, with the answer constrained to the candidates by vLLM's structured outputs.
+    structured_choice  asks once more, with the answer constrained to the candidates by vLLM's structured outputs. It is
+                       decoded greedily: a small model that would have begun with "The code is" takes whatever candidate
+                       begins most likely. Use it with ``start_answer``.
     start_answer       begins the answer with ``sample.answer_start``, as the transformers reader does, by vLLM's
                        ``continue_final_message``; other servers may answer the beginning instead.
     """

@@ -1,5 +1,6 @@
 """A long conversation: the user said something in an old turn, beside other things, and asks for it now."""
 
+import math
 import random
 
 import numpy as np
@@ -31,6 +32,8 @@ _ACKNOWLEDGEMENTS = (
 _BY_THE_WAY = (" By the way:", " Before I forget:", " Something else:", " Just so you know:")
 _HERE = "\u241f"
 _SHORTEST_TURN, _LONGEST_TURN = 256, 1024
+"""On average; histories shorter than 16,384 tokens have shorter turns."""
+_SHORTEST_PIECE = 48
 _FULL = 0.95
 """How much of the length that is asked for a history has at least: a turn ends with a sentence."""
 _STRETCHES = 100
@@ -101,20 +104,23 @@ def _converse(
     planting.place(turns.opening(rng), 0, 0, 0)
     spans: list[Span] = []
     size = min(max(length // 16, _SHORTEST_TURN), _LONGEST_TURN)
-    free = room(length, sum(len(wish.tokens) for wish in wishes))
+    shortest = math.ceil(_FULL * length)  # what the tail is counted from, wherever the last turn will end
+    free = room(shortest, sum(len(wish.tokens) for wish in wishes))
     left = [(HEAD + round(wish.depth * free), wish.tokens) for wish in wishes]
     while True:
         end = planting.length + rng.randint(size * 3 // 4, size * 5 // 4)
         if left and left[0][0] <= end:
             wish, fact = left.pop(0)
-            latest = length - TAIL - len(fact)
-            at, _ = planting.place(np.concatenate([fact, turns.change(rng)]), HEAD, wish, latest)
+            latest = shortest - TAIL - len(fact)
+            earliest = max(HEAD, planting.length + _SHORTEST_PIECE)
+            at, _ = planting.place(np.concatenate([fact, turns.change(rng)]), earliest, wish, latest)
             spans.append((at, at + len(fact)))
         elif end < length - size // 2:
-            planting.place(turns.change(rng), planting.length + size // 4, end, length - size // 4)
+            planting.place(turns.change(rng), planting.length + _SHORTEST_PIECE, end, length - size // 2)
         else:
             break
     closing = turns.closing(rng)
     latest = length - len(closing)
-    planting.place(closing, round(_FULL * length) - len(closing), latest, latest)
+    earliest = max(shortest - len(closing), planting.length + _SHORTEST_PIECE)
+    planting.place(closing, earliest, latest, latest)
     return planting.finish(), spans

@@ -112,7 +112,7 @@ def _sentence_starts(tokens: NDArray[np.uint32], surfaces: list[str], tokenizer:
         word = surface.strip()
         spaced = surface.startswith(" ") or (spelling or "").startswith(_SPACES)
         bare = word.lstrip(_OPENERS)
-        opens[token] = surface.startswith("\n") or (spaced and (bare[:1].isupper() or word != bare == ""))
+        opens[token] = surface.startswith("\n") or (spaced and (bare[:1].isupper() if bare else bool(word)))
         ends[token] = word.rstrip(_CLOSERS).endswith((".", "!", "?")) and surface.rstrip() == surface
         stands_alone[token] = word == "."
         shortens[token] = word.casefold() in shortened or (len(word) == 1 and word.isupper())

@@ -20,16 +20,15 @@ class ManyKeys(PlantedTask):
 
     def plan(self, values: Values, length: int, seed: int) -> tuple[list[Fact], list[Question]]:
         rng = values.rng
-        per_quarter = min(_FIRSTS * _LASTS, room(length, 0) // _SPACING) // CHOICES
+        count = max(CHOICES, min(_FIRSTS * _LASTS, room(length, 0) // _SPACING))
         people = list(product(rng.sample(FIRST_NAMES, _FIRSTS), rng.sample(LAST_NAMES, _LASTS)))
-        count = per_quarter * CHOICES
         subjects = [f"secret code of {first} {last}" for first, last in rng.sample(people, count)]
         numbers = values.numbers(count, digits=5)
         facts = [
             Fact(f" The {subject} is {number}.", depth)
             for subject, number, depth in zip(subjects, numbers, depths(count, seed))
         ]
-        asked = [quarter * per_quarter + rng.randrange(per_quarter) for quarter in range(CHOICES)]
+        asked = [int(depth * count) for depth in depths(CHOICES, seed)]
         return facts, [
             Question(
                 f"What is the {subjects[i]}?",

@@ -107,7 +107,7 @@ def plant(filler: Filler, start: int, wishes: Sequence[Wish], length: int) -> tu
 
     None lies in the first ``HEAD`` or last ``TAIL`` tokens. Raises NoPlaceError, EvaluationError.
     """
-    left = sum(len(wish.tokens) for wish in wishes)
+    placed, left = 0, sum(len(wish.tokens) for wish in wishes)
     free = room(length, left)
     near = min(_NEAR, free // (2 * len(wishes)))
     planting = Planting(filler, start)
@@ -115,6 +115,7 @@ def plant(filler: Filler, start: int, wishes: Sequence[Wish], length: int) -> tu
     for i in sorted(range(len(wishes)), key=lambda i: wishes[i].depth):
         # All that is still to come must fit before the tail, even if it has to stand side by side.
         latest = length - TAIL - left
-        spans[i] = planting.place(wishes[i].tokens, HEAD, HEAD + round(wishes[i].depth * free), latest, near)
+        spans[i] = planting.place(wishes[i].tokens, HEAD, HEAD + placed + round(wishes[i].depth * free), latest, near)
+        placed += len(wishes[i].tokens)
         left -= len(wishes[i].tokens)
     return planting.finish(length), spans

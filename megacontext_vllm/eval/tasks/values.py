@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Iterable, Sequence
+from itertools import product
 
 from megacontext_vllm.errors import EvaluationError
 from megacontext_vllm.eval.prompt import ChatFormat
@@ -41,10 +42,10 @@ class Values:
 
     def phrases(self, count: int, adjectives: Sequence[str], nouns: Sequence[str]) -> list[str]:
         """``count`` times an adjective and a noun, all of as many tokens, none with a word of another."""
+        sizes = {word: self.size(word) for word in (*adjectives, *nouns)}
         groups: dict[int, list[tuple[str, str]]] = {}
-        for adjective in adjectives:
-            for noun in nouns:
-                groups.setdefault(self.size(f"{adjective} {noun}"), []).append((adjective, noun))
+        for adjective, noun in product(adjectives, nouns):
+            groups.setdefault(sizes[adjective] + sizes[noun], []).append((adjective, noun))
         pairs = max(groups.values(), key=len)
         self.rng.shuffle(pairs)
         chosen: list[str] = []

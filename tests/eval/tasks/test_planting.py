@@ -27,7 +27,11 @@ FACTS = st.lists(st.tuples(st.integers(1, 90), st.floats(0, 1)), min_size=1, max
 @settings(max_examples=150, deadline=None)
 @given(facts=FACTS, length=st.integers(6000, 60_000), beginning=st.integers(0, 10_000))
 def test_facts_lie_where_they_may_and_leave_aligned_blocks(
-    filler: Filler, is_aligned: Callable[[np.ndarray], bool], facts: list[tuple[int, float]], length: int, beginning: int
+    filler: Filler,
+    is_aligned: Callable[[np.ndarray], bool],
+    facts: list[tuple[int, float]],
+    length: int,
+    beginning: int,
 ) -> None:
     marker = 60_000  # beyond the vocabulary
     wishes = [Wish(np.full(size, marker + i, dtype=np.uint32), depth) for i, (size, depth) in enumerate(facts)]
@@ -37,7 +41,7 @@ def test_facts_lie_where_they_may_and_leave_aligned_blocks(
     assert int((history >= marker).sum()) == sum(len(wish.tokens) for wish in wishes)
     for wish, (begin, end) in zip(wishes, spans, strict=True):
         assert history[begin:end].tolist() == wish.tokens.tolist()
-        assert HEAD <= begin and end <= length - TAIL
+        assert begin >= HEAD and end <= length - TAIL
     assert all(map(is_aligned, untouched(history, spans)))
     by_depth = sorted(range(len(wishes)), key=lambda i: wishes[i].depth)
     assert by_depth == sorted(by_depth, key=lambda i: spans[i])
@@ -65,9 +69,7 @@ def test_little_filler_is_left_out(filler: Filler) -> None:
     start = int(filler.beginnings[3])
     history, _ = plant(filler, start, wishes, 65_536)
     last = history[-64:]
-    offset = next(
-        i for i in range(start, start + 200_000, 1) if np.array_equal(filler.read(i, i + len(last)), last)
-    )
+    offset = next(i for i in range(start, start + 200_000, 1) if np.array_equal(filler.read(i, i + len(last)), last))
     assert offset + len(last) - start < 65_536 + 32 * 400
 
 

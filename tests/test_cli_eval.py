@@ -1,0 +1,74 @@
+"""``megacontext eval`` and ``corpus`` on the command line, on the real corpus and without a model's forward pass."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from megacontext_vllm.cli import main
+
+
+def test_listings_are_for_people_and_for_machines(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["eval", "tasks", "--json"]) == 0
+    tasks = json.loads(capsys.readouterr().out)
+    assert {"needle", "no_shared_words", "continuation"} <= {task["name"] for task in tasks}
+    assert main(["eval", "methods"]) == 0
+    assert "bm25_256" in capsys.readouterr().out
+
+
+def test_run_and_report(model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What is shown, measured twice: the second time only what is new."""
+    out = tmp_path / "results"
+    some = ["--model", str(model_dir), "--out", str(out), "--reader", "none", "--histories", "1", "--budgets", "512"]
+    some += ["--tasks", "needle", "no_shared_words", "--methods", "tail", "megacontext", "oracle"]
+    assert main(["eval", "run", *some, "--lengths", "8192"]) == 0
+    first = (out / "results.jsonl").read_text()
+    assert main(["eval", "run", *some, "--lengths", "8192", "16384"]) == 0
+    assert (out / "results.jsonl").read_text().startswith(first)
+    capsys.readouterr()
+    assert main(["eval", "report", str(out), "--json", "--plots"]) == 0
+    text = capsys.readouterr().out
+    cells = json.loads(text[: text.rindex("]") + 1])
+    found = {(c["task"], c["length"], c["method"]): c["recall"]["mean"] for c in cells}
+    assert len(found) == 2 * 2 * 3
+    for task in ("needle", "no_shared_words"):
+        for length in (8192, 16384):
+            assert found[task, length, "tail"] == 0.0 and found[task, length, "oracle"] == 1.0
+    assert found["needle", 16384, "megacontext"] == 1.0
+    pictures = {path.name for path in (out / "plots").iterdir()}
+    assert {"recall-by-length-budget-512.png", "needle-position-budget-512.png"} <= pictures
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in (out / "plots").iterdir())
+    assert main(["eval", "report", str(out), "--markdown"]) == 0
+    assert "| needle | 8,192 |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["run", "--tasks", "nedle"], "no task 'nedle'; there are: needle"),
+        (["run", "--methods", "bm52"], "no method 'bm52'; there are: tail"),
+        (["run", "--reader", "ftp://x"], "give 'transformers', 'none' or a server's http:// URL"),
+        (["run", "--model", "/nowhere"], "/nowhere has no tokenizer.json"),
+        (["report", "/nowhere"], "megacontext eval run"),
+        (["show", "needle", "--length", "300"], "ask for longer histories"),
+    ],
+)
+def test_errors_say_what_to_do(
+    arguments: list[str], says: str, model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if arguments[0] != "report" and "--model" not in arguments:
+        arguments = [*arguments, "--model", str(model_dir)]
+    if arguments[0] == "run":
+        arguments = [*arguments, "--out", str(tmp_path)]
+        arguments += [] if "--reader" in arguments else ["--reader", "none"]
+    assert main(["eval", *arguments]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_show_prints_the_question_and_what_each_method_shows(
+    model_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--model", str(model_dir), "--length", "8192", "--methods", "tail", "oracle", "--text"]
+    assert main(["eval", "show", "needle", *arguments]) == 0
+    shown = capsys.readouterr().out
+    assert "oracle: 512 entries, 1 pieces, recall 1.00" in shown and "tail: 512 entries, 1 pieces, recall 0.00" in shown
