@@ -11,6 +11,8 @@ from megacontext_vllm.engine.traces import read_trace
 from megacontext_vllm.tree.store.library import namespace_of
 
 GIST_SEED = 7
+SERVED_LIMIT = 1_200_000
+SERVED_WINDOW = 1024
 GAP = "\n[...]\n"
 
 

@@ -1,65 +1,18 @@
 """The real server over HTTP, as a user starts it: limits, errors, the focus route, a million tokens."""
 
 import json
-import os
-import signal
-import socket
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from engines import SERVED_LIMIT as LIMIT
+from engines import SERVED_WINDOW as WINDOW
 from openai import BadRequestError, OpenAI
 
-LIMIT = 1_200_000
-WINDOW = 1024
 QUESTIONS = json.loads((Path(__file__).parent / "questions.json").read_text(encoding="utf-8"))
-
-
-@pytest.fixture(scope="module")
-def address(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("server")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [
-        *(str(Path(sys.executable).parent / "vllm"), "serve", str(model_dir), "--plugin", "megacontext"),
-        *("--served-model-name", "m", "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32"),
-        *("--max-model-len", "2048", "--max-num-seqs", "8", "--enforce-eager", "--enable-prompt-tokens-details"),
-        *("--additional-config.megacontext.window", str(WINDOW)),
-        *("--additional-config.megacontext.history_limit", str(LIMIT)),
-        *("--additional-config.megacontext.store", str(folder / "store")),
-    ]
-    log = folder / "server.log"
-    with log.open("wb") as out:
-        server = subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True)
-    try:
-        address = f"http://127.0.0.1:{port}"
-        for _ in range(600):
-            assert server.poll() is None, log.read_text(errors="replace")[-5000:]
-            try:
-                if httpx.get(f"{address}/health").status_code == 200:
-                    break
-            except httpx.TransportError:
-                pass
-            time.sleep(0.5)
-        yield address
-        assert server.poll() is None, "the server did not survive its tests"
-    finally:
-        server.terminate()
-        try:
-            server.wait(30)
-        except subprocess.TimeoutExpired:
-            pass
-        try:
-            os.killpg(server.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from megacontext_vllm.eval.tasks.planted import Fact, PlantedTask
 from megacontext_vllm.eval.tasks.planting import room
 from megacontext_vllm.eval.tasks.values import Values
 
-_OFTEN, _RARELY = (6, 3, 2, 1), (4, 2, 1, 1)
+_OFTEN, _RARELY = (8, 3, 2, 1), (6, 2, 1, 1)
 """How often each candidate is stated; short histories have no room for many."""
 _SPACIOUS = 10_000
 

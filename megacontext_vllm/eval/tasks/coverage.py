@@ -16,8 +16,8 @@ class Coverage(PlantedTask):
 
     def plan(self, values: Values, length: int, seed: int) -> tuple[list[Fact], list[Question]]:
         rng = values.rng
-        names = set(values.unmentioned(topic.name for topic in TOPICS))
-        topics = [topic for topic in rng.sample(TOPICS, len(TOPICS)) if topic.name in names]
+        unmentioned = set(values.unmentioned(topic.name for topic in TOPICS))
+        topics = [topic for topic in rng.sample(TOPICS, len(TOPICS)) if topic.name in unmentioned]
         if len(topics) < CHOICES * CHOICES:
             raise EvaluationError("the text mentions too many of the topics that were to be new in it: use less text")
         # Four of a question are of one length in tokens, nearly, and any of them may be the right one.
@@ -28,10 +28,11 @@ class Coverage(PlantedTask):
             covered = rng.choice(four)
             facts.append(Fact(rng.choice(PASSAGES).format(**vars(covered)), depth))
             listed = [topic.name for topic in rng.sample(four, CHOICES)]
+            names = f"{', '.join(listed[:-1])} or {listed[-1]}"
             questions.append(
                 Question(
-                    f"Which topic was covered: {', '.join(listed[:-1])} or {listed[-1]}?",
-                    "The topic that was covered is",
+                    f"{names[0].upper()}{names[1:]}: which of these does the text speak about?",
+                    "In the text there are remarks about",
                     f" {covered.name}",
                     tuple(f" {name}" for name in listed if name != covered.name),
                     (i,),

@@ -19,14 +19,14 @@ PASSAGES = (
     "first thing to learn is to {first}. Only after some weeks of practice is it time to {then}. Many beginners "
     "{mistake}, and then all the work of the day is lost. An experienced teacher will notice this early and put it "
     "right. In most towns there is a small club whose members meet once a week to show each other what they have "
-    "made. They say that {name} cannot be learned from books alone, and that the hands understand it long before "
-    "the head does.",
+    "made. They say that it cannot be learned from books alone, and that the hands understand it long before the "
+    "head does. So much for {name}.",
     " The following remarks are about {name}. It looks easy, but it asks for a steady hand. Good results depend on "
     "{tools}, and none of these should be bought cheaply. One begins every time in the same way, which is to "
     "{first}. When that has been done with care, one can {then}. It is a common error of newcomers that they "
-    "{mistake}; nothing can be saved afterwards. In former times {name} was handed down from parents to children, "
-    "and whole families lived on it. Nowadays it is a pastime for long evenings, and there are courses for those "
-    "who want to try it.",
+    "{mistake}; nothing can be saved afterwards. In former times it was handed down from parents to children, and "
+    "whole families lived on it. Nowadays it is a pastime for long evenings, and there are courses for those who "
+    "want to try {name}.",
 )
 """100 to 150 tokens each, with a leading space."""
 

@@ -58,6 +58,8 @@ class Values:
         if len(chosen) < count:
             raise self._too_few("phrases")
         self._drawn.update(chosen)
+        # Whatever is chosen first limits the rest, so their order would not be chance.
+        self.rng.shuffle(chosen)
         return chosen
 
     def unmentioned(self, texts: Iterable[str]) -> list[str]:

