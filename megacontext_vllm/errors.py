@@ -58,4 +58,4 @@ class ReaderError(MegaContextError):
 
 
 class EvaluationError(MegaContextError):
-    """What an evaluation was asked to measure cannot be measured: too little text, or a history too short for a task."""
+    """An evaluation was asked for what cannot be measured: too little text, or a history too short for a task."""

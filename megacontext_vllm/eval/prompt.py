@@ -63,6 +63,21 @@ class ChatFormat:
         before = [{"role": "user", "content": _HERE}, {"role": "assistant", "content": _HERE}]
         return self._render(before + messages).removeprefix(self._render(before))
 
+    def messages(self, turns: str) -> tuple[tuple[str, str], ...]:
+        """``(role, content)`` of what ``turns`` rendered, user and assistant by turns; empty where that is not sure."""
+        other = _HERE[::-1]
+        pair = [{"role": "user", "content": _HERE}, {"role": "assistant", "content": other}]
+        before, rest = self.turns(pair).split(_HERE)
+        between, after = rest.split(other)
+        found: list[dict[str, str]] = []
+        for part in turns.split(before)[1:]:
+            said, _, answered = part.partition(between)
+            found.append({"role": "user", "content": said})
+            found.append({"role": "assistant", "content": answered.removesuffix(after)})
+        if self.turns(found) != turns:
+            return ()
+        return tuple((message["role"], message["content"]) for message in found)
+
     def _render(self, messages: list[dict[str, str]], answer: bool = False) -> str:
         return str(self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer))
 

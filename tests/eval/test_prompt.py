@@ -5,6 +5,8 @@ import pytest
 
 from megacontext_vllm.eval.prompt import RECENT, ChatFormat
 from megacontext_vllm.eval.sample import History, Layout, Sample
+from megacontext_vllm.eval.tasks import TASKS
+from megacontext_vllm.eval.tasks.filler import Filler
 
 TEXT = "The rain fell. The secret code of Mira is 58213. The rain went on and on."
 
@@ -34,6 +36,14 @@ def test_a_chat_is_continued(chat: ChatFormat) -> None:
     assert chat.decode(prompt.tokens) == rendered(chat, [*messages, question]) + "The code is"
     # Every turn is part of the history, so that a method may leave any of it out.
     assert chat.decode(prompt.history).count("<|im_start|>") == 4
+
+
+def test_turns_and_messages_are_each_others_inverse(chat: ChatFormat, filler: Filler) -> None:
+    for sample in TASKS["chat"].samples(filler, chat, 8192, 0):
+        messages = [{"role": role, "content": content} for role, content in sample.history.messages]
+        assert len(messages) >= 4 and chat.turns(messages) == chat.decode(sample.history.tokens)
+        assert any(sample.answer in message["content"] for message in messages)
+    assert chat.messages("no turns at all") == ()
 
 
 def test_text_is_continued_behind_one_raw_token(chat: ChatFormat) -> None:

@@ -55,7 +55,8 @@ class Chat(Task):
                 tokens, spans = _converse(filler, int(rng.choice(filler.beginnings)), turns, wishes, length, rng)
             except NoPlaceError:
                 continue
-            history = History(f"{self.name}/{length}/{seed}", tokens, Layout.CHAT)
+            messages = chat.messages(chat.decode(tokens))
+            history = History(f"{self.name}/{length}/{seed}", tokens, Layout.CHAT, messages)
             return ask(self.name, history, questions, spans, rng)
         raise EvaluationError(f"no conversation of {length:,} tokens can be made of this text: use prose")
 
