@@ -80,6 +80,7 @@ def add_eval_commands(commands: Any, machine: argparse.ArgumentParser) -> None:
         "report", parents=[machine], help="tables, and pictures, of results", description="What the results say."
     )
     report.add_argument("out", type=Path, metavar="DIR", nargs="+", help="folders of results; several are put together")
+    report.add_argument("--pool", action="store_true", help="all lengths together: fewer rows, narrower intervals")
     report.add_argument("--markdown", action="store_true", help="tables for a document")
     report.add_argument("--plots", action="store_true", help="draw pictures into DIR/plots")
     report.set_defaults(run=evaluate.report)

@@ -71,10 +71,10 @@ def run(options: argparse.Namespace) -> int:
 def report(options: argparse.Namespace) -> int:
     from megacontext_vllm.eval.records import read_results
     from megacontext_vllm.eval.report import costs, markdown, tables
-    from megacontext_vllm.eval.summary import summarise
+    from megacontext_vllm.eval.summary import pool_lengths, summarise
 
     records = [record for folder in options.out for record in read_results(folder / "results.jsonl")[1]]
-    cells = summarise(records)
+    cells = summarise(pool_lengths(records) if options.pool else records)
     if options.json:
         print(json.dumps([asdict(cell) for cell in cells], indent=1))
     elif options.markdown:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from rich import box
 from rich.table import Table
 
-from megacontext_vllm.eval.summary import Cell, Figure
+from megacontext_vllm.eval.summary import ALL, Cell, Figure
 
 MEASURES: dict[str, tuple[str, Callable[[Cell], Figure | None]]] = {
     "recall": ("share of the evidence's tokens shown raw", lambda cell: cell.recall),
@@ -27,7 +27,7 @@ def grid(cells: Sequence[Cell], measure: str, budget: int) -> tuple[list[str], l
         of_place = [found.get((task, length, method)) for method in methods]
         questions = max(cell.questions for cell in of_place if cell)
         shown = [_text(MEASURES[measure][1](cell)) if cell else "–" for cell in of_place]
-        rows.append([task, f"{length:,}", str(questions), *shown])
+        rows.append([task, "all" if length == ALL else f"{length:,}", str(questions), *shown])
     return ["task", "length", "n", *methods], rows
 
 
@@ -85,7 +85,7 @@ def costs(cells: Sequence[Cell]) -> Table:
 
         table.add_row(
             method,
-            f"{length:,}",
+            "all" if length == ALL else f"{length:,}",
             f"{budget:,}",
             f"{mean(lambda cell: cell.prefill):,.0f}",
             f"{mean(lambda cell: cell.index_seconds):.2f} s",

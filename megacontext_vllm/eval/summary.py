@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import log
 
 import numpy as np
@@ -11,6 +11,8 @@ from megacontext_vllm.eval.bootstrap import interval, ratio_interval
 from megacontext_vllm.eval.records import Record
 
 ORACLE = "oracle"
+ALL = 0
+"""Length of cells that are over all lengths."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,11 @@ def summarise(records: Iterable[Record]) -> list[Cell]:
         groups[record.task, record.length, record.budget, record.method].append(record)
     oracles = {key[:3]: group for key, group in groups.items() if key[3] == ORACLE}
     return [_cell(group, oracles.get(key[:3], [])) for key, group in groups.items()]
+
+
+def pool_lengths(records: Iterable[Record]) -> list[Record]:
+    """The records as if of one length, ``ALL``: more histories to a cell, where length makes no difference."""
+    return [replace(record, length=ALL) for record in records]
 
 
 def _cell(group: list[Record], oracle: list[Record]) -> Cell:

@@ -7,7 +7,7 @@ import pytest
 
 from megacontext_vllm.eval.records import Record
 from megacontext_vllm.eval.report import grid, markdown
-from megacontext_vllm.eval.summary import summarise
+from megacontext_vllm.eval.summary import pool_lengths, summarise
 
 BASE = Record("needle", 4096, "h0", "s0", "tail", 512, 0.5, 0.0, False, False, None, 512, 560, 0.0, 0.0, 0.5)
 
@@ -44,6 +44,15 @@ def test_a_continuation_is_counted_in_bits() -> None:
     (cell,) = summarise([text])
     assert cell.bits is not None and cell.bits.mean == pytest.approx(3.0)
     assert cell.correct is None and cell.recall is None and cell.of_oracle is None
+
+
+def test_lengths_can_be_pooled() -> None:
+    short, long = records("tail", [True] * 4, 1.0), records("tail", [False] * 4, 0.0)
+    long = [replace(r, length=65536, history=f"long {r.history}", sample=f"long {r.sample}") for r in long]
+    (cell,) = summarise(pool_lengths(short + long))
+    assert (cell.questions, cell.histories) == (8, 4)
+    assert cell.correct is not None and (cell.correct.mean, cell.correct.low, cell.correct.high) == (0.5, 0.0, 1.0)
+    assert grid([cell], "accuracy", 512)[1] == [["needle", "all", "8", "0.50 ±0.50"]]
 
 
 def test_tables_show_what_was_not_measured_as_such() -> None:
