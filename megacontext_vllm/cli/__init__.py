@@ -1,7 +1,7 @@
 """The command ``megacontext``: stored trees, settings, why a server does not start, how good the answers are.
 
 It may be used beside a running server: what only looks takes no lock and mends nothing, and what would take something
-from under a request is refused. Only ``eval`` needs torch, and nothing vLLM.
+from under a request is refused. Only ``eval`` and ``train`` need torch, and nothing vLLM.
 """
 
 import argparse
@@ -15,6 +15,7 @@ from megacontext_vllm.cli import doctor, settings
 from megacontext_vllm.cli.corpus import add_corpus_commands
 from megacontext_vllm.cli.eval_commands import add_eval_commands
 from megacontext_vllm.cli.text import one_line
+from megacontext_vllm.cli.train import add_train_commands
 from megacontext_vllm.cli.tree_commands import add_tree_commands
 from megacontext_vllm.config import default_store
 from megacontext_vllm.errors import MegaContextError
@@ -68,6 +69,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_tree_commands(commands, trees, machine)
     add_corpus_commands(commands, machine)
     add_eval_commands(commands, machine)
+    add_train_commands(commands)
     commands.add_parser(
         "settings", parents=[machine], help="every setting of the plugin", description="Every setting and its default."
     ).set_defaults(run=settings.show)

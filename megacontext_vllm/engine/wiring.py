@@ -1,6 +1,5 @@
 """Put the planner together from what the engine core process knows: settings, tokenizer, workers."""
 
-import hashlib
 import logging
 from typing import Any
 
@@ -8,19 +7,12 @@ from megacontext_vllm.config import MegaContextConfig
 from megacontext_vllm.engine.description import WorkerDescription
 from megacontext_vllm.engine.plan import Planner
 from megacontext_vllm.focus.focus import Focus
+from megacontext_vllm.nets.model_fingerprint import model_fingerprint
 from megacontext_vllm.tree.files.durability import Durability
 from megacontext_vllm.tree.store.library import TreeLibrary
 from megacontext_vllm.tree.store.retention import RetentionPolicy
 
 logger = logging.getLogger("vllm.megacontext")
-
-
-def model_fingerprint(tokenizer: Any, embedding_digest: bytes) -> bytes:
-    """16 bytes over the tokenizer's vocabulary and the embedding table."""
-    digest = hashlib.blake2b(embedding_digest, digest_size=16)
-    for token, token_id in sorted(tokenizer.get_vocab().items()):
-        digest.update(f"{token_id}\0{token}\0".encode("utf-8", "surrogatepass"))
-    return digest.digest()
 
 
 def make_planner(settings: MegaContextConfig, tokenizer: Any, workers: WorkerDescription) -> Planner:

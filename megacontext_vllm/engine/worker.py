@@ -1,6 +1,5 @@
 """Worker subclasses: stock vLLM workers that also keep the gist pool and do gist work before each forward pass."""
 
-import hashlib
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,8 +17,7 @@ from megacontext_vllm.engine.kv_group import slot_group
 from megacontext_vllm.engine.step_work import ATTRIBUTE
 from megacontext_vllm.errors import UnsupportedEngineError
 from megacontext_vllm.nets.gistnet import load_gist_net
-
-FINGERPRINT_IDS = 64
+from megacontext_vllm.nets.model_fingerprint import embedding_digest, sampled_ids
 
 
 class MegaContextWorker:
@@ -87,10 +85,8 @@ class MegaContextWorker:
             except UnsupportedEngineError:
                 # Without gists the tree holds token ids only, and the tokenizer tells these apart well enough.
                 return WorkerDescription(digest, None, False, 0)
-            ids = torch.linspace(0, model_config.get_vocab_size() - 1, FINGERPRINT_IDS).long()
-            rows = getattr(layer, "look_up", layer)(ids.to(self.model_runner.device))
-            bits = rows.to(torch.bfloat16).view(torch.uint16).cpu().numpy()
-            digest = hashlib.blake2b(bits.tobytes(), digest_size=16).digest()
+            ids = sampled_ids(model_config.get_vocab_size())
+            digest = embedding_digest(getattr(layer, "look_up", layer)(ids.to(self.model_runner.device)))
         pool = self.gist_pool
         return WorkerDescription(
             embedding_digest=digest,

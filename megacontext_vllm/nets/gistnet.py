@@ -2,6 +2,7 @@
 
 import hashlib
 from abc import ABC, abstractmethod
+from pathlib import Path
 
 import torch
 
@@ -46,15 +47,35 @@ class RandomGistNet(GistNet):
         return mixed / mixed.norm(dim=-1, keepdim=True).clamp_min(1e-12) * scale
 
 
-def load_gist_net(name: str, dim: int) -> GistNet:
+def load_gist_net(name: str, dim: int, model_fingerprint: bytes | None = None) -> GistNet:
     """The GistNet that the configuration names, for a model of embedding width ``dim``.
 
-    Raises ConfigError for a name that is neither ``random:SEED`` nor known weights.
+    ``random:SEED``; ``shipped``: the weights that come with this package for the model of this fingerprint; or the path
+    of a folder that ``megacontext train gistnet`` made. Raises ConfigError, naming what to do, for everything else.
     """
+    from megacontext_vllm.nets.checkpoints import load  # here, since nets are built on this module
+    from megacontext_vllm.nets.shipped import find_shipped
+
     kind, _, seed = name.partition(":")
     if kind == "random" and seed.isdigit():
         return RandomGistNet(dim, int(seed))
-    raise ConfigError(
-        f"megacontext.gist_net={name!r}: this version ships no trained GistNet; leave it unset (unexpanded spans are "
-        "hidden) or use 'random:SEED' to test the gist path."
-    )
+    if name == "shipped":
+        assert model_fingerprint is not None, "shipped weights are found by the model's fingerprint"
+        path = find_shipped(model_fingerprint)
+        if path is None:
+            raise ConfigError(
+                f"megacontext.gist_net={name!r}: no GistNet for this model (fingerprint {model_fingerprint.hex()}) "
+                "comes with this version; leave it unset (unexpanded spans are hidden), or train one with 'megacontext "
+                "train gistnet --model MODEL' and give its folder."
+            )
+        return load(path, dim, model_fingerprint)
+    if not name or not Path(name).exists():
+        raise ConfigError(
+            f"megacontext.gist_net={name!r} is no folder, and no name of a GistNet: leave it unset (unexpanded spans "
+            "are hidden), give the folder that 'megacontext train gistnet' made, 'shipped' for the weights that come "
+            "with this version, or 'random:SEED' to test the gist path."
+        )
+    try:
+        return load(Path(name), dim, model_fingerprint)
+    except ConfigError as error:
+        raise ConfigError(f"megacontext.gist_net={name!r}: {error}") from error
