@@ -57,7 +57,8 @@ def add_eval_commands(commands: Any, machine: argparse.ArgumentParser) -> None:
     )
     run.add_argument("--out", type=Path, default=Path("megacontext-eval"), metavar="DIR", help="default: %(default)s")
     run.add_argument("--tasks", nargs="+", metavar="TASK", help="default: all; see: megacontext eval tasks")
-    run.add_argument("--methods", nargs="+", metavar="METHOD", help="default: all; see: megacontext eval methods")
+    slow = "dense takes 20 minutes per million tokens on a CPU"
+    run.add_argument("--methods", nargs="+", metavar="METHOD", help=f"default: all; {slow}")
     run.add_argument("--lengths", nargs="+", type=int, metavar="N", help=f"of histories (default: {_list(LENGTHS)})")
     run.add_argument("--budgets", nargs="+", type=int, metavar="N", help=f"entries (default: {_list(BUDGETS)})")
     run.add_argument(

@@ -114,7 +114,7 @@ def _heat(records: Iterable[Record], budget: int, folder: Path) -> Path | None:
         axis.set_yticklabels(["start", "end"])
     for axis in axes.flat[len(sums) :]:
         axis.set_visible(False)
-    figure.suptitle(f"needle: where it stands × length of the history, {budget:,} entries (white: not drawn)")
+    figure.suptitle(f"needle: where it stands × length of the history, {budget:,} entries (white: none asked)")
     figure.set_layout_engine("constrained")
     figure.colorbar(image, ax=axes, shrink=0.8)
     return _save(plt, figure, folder / f"needle-position-budget-{budget}.png")
