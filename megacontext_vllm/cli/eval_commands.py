@@ -9,6 +9,7 @@ from megacontext_vllm.config import default_store
 
 LENGTHS = (4_096, 16_384, 65_536, 262_144, 1_000_000)
 BUDGETS = (512, 1024, 2048)
+HISTORIES = 4
 DEFAULT_MODEL = default_store().parent / "models" / "SmolLM2-135M-Instruct"
 EXAMPLES = """\
 examples:
@@ -61,9 +62,7 @@ def add_eval_commands(commands: Any, machine: argparse.ArgumentParser) -> None:
     run.add_argument("--methods", nargs="+", metavar="METHOD", help=f"default: all; {slow}")
     run.add_argument("--lengths", nargs="+", type=int, metavar="N", help=f"of histories (default: {_list(LENGTHS)})")
     run.add_argument("--budgets", nargs="+", type=int, metavar="N", help=f"entries (default: {_list(BUDGETS)})")
-    run.add_argument(
-        "--histories", type=int, default=4, metavar="N", help="per task and length (default: 4)"
-    )
+    run.add_argument("--histories", type=int, metavar="N", help=f"per task and length (default: {HISTORIES})")
     run.add_argument(
         "--reader",
         default="transformers",
@@ -72,7 +71,7 @@ def add_eval_commands(commands: Any, machine: argparse.ArgumentParser) -> None:
         "OpenAI-compatible server, e.g. http://localhost:8000/v1",
     )
     run.add_argument("--served-model", metavar="NAME", help="server: which of its models (default: its only one)")
-    run.add_argument("--structured-choice", action="store_true", help="vLLM server: ask for one of the candidates, too")
+    run.add_argument("--structured-choice", action="store_true", help="vLLM server: ask for a candidate, too")
     run.add_argument("--start-answer", action="store_true", help="vLLM server: begin the answer for it")
     run.add_argument("--quick", action="store_true", help="a little of everything, to see whether it works")
     run.set_defaults(run=evaluate.run)

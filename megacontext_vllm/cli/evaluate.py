@@ -28,12 +28,12 @@ QUICK: dict[str, Any] = {
     "lengths": [4_096, 65_536],
     "budgets": [512],
     "histories": 1,
-    "methods": ["tail", "bm25_256", "megacontext", "oracle"],
+    "methods": ["bm25_256", "megacontext", "oracle"],
 }
 
 
 def run(options: argparse.Namespace) -> int:
-    from megacontext_vllm.cli.eval_commands import BUDGETS, LENGTHS
+    from megacontext_vllm.cli.eval_commands import BUDGETS, HISTORIES, LENGTHS
     from megacontext_vllm.eval import run as loop
     from megacontext_vllm.eval.methods import METHODS, make
     from megacontext_vllm.eval.records import Results
@@ -42,20 +42,21 @@ def run(options: argparse.Namespace) -> int:
 
     if options.quick:
         for name, value in QUICK.items():
-            setattr(options, name, getattr(options, name) if name != "histories" and getattr(options, name) else value)
+            setattr(options, name, getattr(options, name) or value)
     tasks = _tasks(options.tasks)
     chat = _chat(options.model)
+    served = options.reader.startswith("http")
     reader = _reader(options, chat)
     tools = _tools(chat, reader)
-    served = options.reader.startswith("http")
-    names = options.methods or [
-        name for name, kind in METHODS.items() if kind.needs_server <= served and not (served and kind.shows_gists)
+    possible = [
+        name
+        for name, kind in METHODS.items()
+        if (served or not kind.needs_server) and (tools.embedding is not None or not kind.shows_gists)
     ]
-    if tools.embedding is None:
-        names = [name for name in names if not METHODS[name].shows_gists] if not options.methods else names
-    methods = make(names, tools)
+    methods = make(options.methods or possible, tools)
     filler = _filler(options, chat)
-    plan = loop.Plan(tasks, options.lengths or LENGTHS, methods, options.budgets or BUDGETS, options.histories)
+    lengths, budgets = options.lengths or LENGTHS, options.budgets or BUDGETS
+    plan = loop.Plan(tasks, lengths, methods, budgets, options.histories or HISTORIES)
     results = Results(options.out / "results.jsonl", _setting(options, reader))
     with bar("measuring histories") as progress:
         loop.run(plan, filler, chat, reader, results, progress)
@@ -210,7 +211,8 @@ def _reader(options: argparse.Namespace, chat: "ChatFormat") -> "Reader | None":
             options.served_model,
             chat=chat,
             structured_choice=options.structured_choice,
-            start_answer=options.start_answer,
+            # Candidates are made to follow the beginning; without it, the choice was seen to contradict the answer.
+            start_answer=options.start_answer or options.structured_choice,
         )
     if options.reader != "transformers":
         raise EvaluationError(f"--reader {options.reader!r}: give 'transformers', 'none' or a server's http:// URL")
