@@ -10,7 +10,7 @@ A page is 1,024 tokens of LOD0 or 32 gists of a level (siblings: what expanding 
 | 64 + 4 k | crc32c of the rows of page k, complete pages only |
 
 Rows are checked by crc32c (RFC 3720, appendix B.4): as good as zlib's crc32 at finding damage, and processors have an
-instruction for it, so that it costs a fifth of the write instead of as much as the write.
+instruction for it: cutting and checking pages takes less than half the time (8 against 3.3 GB/s here).
 
 Order of a commit: rows, checksums, then the row count in the level file. There are two slots because the checksum of
 the unfinished page must be right for the old count until the new one is committed, and for the new one from then on;
