@@ -69,7 +69,9 @@ class MegaContextConfig(BaseModel):
     gist_net: str | None = Field(
         default=None,
         description=(
-            "GistNet weights. None: no trained GistNet, so that unexpanded spans are hidden behind the gap marker. "
+            "GistNet that unexpanded spans are shown with. Default: the one that comes with this version for the model "
+            "served, if there is one; else such spans are hidden behind the gap marker. 'none': always hide them. "
+            "'shipped': refuse to start where none comes along. A folder: what 'megacontext train gistnet' made. "
             "'random:SEED': an untrained net for tests; it turns the model's output into noise."
         ),
     )

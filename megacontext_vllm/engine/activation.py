@@ -1,6 +1,7 @@
 """How the plugin is asked for, and what it then sets in vLLM's configuration."""
 
 import argparse
+import logging
 import os
 from collections.abc import Callable
 from importlib.metadata import entry_points
@@ -10,6 +11,8 @@ from megacontext_vllm.config import SECTION, parse_config
 from megacontext_vllm.engine.patches import Patch
 from megacontext_vllm.engine.versions import check_version
 from megacontext_vllm.errors import ConfigError, UnsupportedEngineError
+
+logger = logging.getLogger("vllm.megacontext")
 
 PLUGIN = "megacontext"
 PLUGIN_GROUPS = (
@@ -127,8 +130,7 @@ def _take_over(config: Any) -> None:
     for feature, used in refused.items():
         if used:
             raise UnsupportedEngineError(f"MegaContext does not work with {feature} yet; leave it out.")
-    if parse_config(config.additional_config[SECTION]).gist_net is not None:
-        _refuse_with_gists(config)
+    _settle_gists(config)
     if model.runner_type != "generate":
         return  # a pooling model reads its whole input; there is nothing to add
     if parallel.worker_cls not in WORKERS:
@@ -139,7 +141,22 @@ def _take_over(config: Any) -> None:
     config.scheduler_config.scheduler_cls = SCHEDULERS[bool(config.scheduler_config.async_scheduling)]
 
 
-def _refuse_with_gists(config: Any) -> None:
+def _settle_gists(config: Any) -> None:
+    """Refuse gists, if they were asked for, beside what they do not work with; if not, leave them off."""
+    section = config.additional_config[SECTION]
+    gist_net = parse_config(section).gist_net
+    feature = _at_odds_with_gists(config)
+    if feature is None or gist_net == "none":
+        return
+    if gist_net is not None:
+        raise UnsupportedEngineError(
+            f"MegaContext cannot show gists with {feature} yet: leave megacontext.gist_net unset."
+        )
+    logger.info("MegaContext: no gists, since they do not work with %s yet.", feature)
+    section["gist_net"] = "none"
+
+
+def _at_odds_with_gists(config: Any) -> str | None:
     speculation = config.speculative_config
     refused = {
         # Such models are fed embeddings that were looked up before there is a slot mapping.
@@ -151,11 +168,7 @@ def _refuse_with_gists(config: Any) -> None:
         "a KV connector": config.kv_transfer_config is not None,
         "KV cache events": config.kv_events_config is not None and config.kv_events_config.enable_kv_cache_events,
     }
-    for feature, used in refused.items():
-        if used:
-            raise UnsupportedEngineError(
-                f"MegaContext cannot show gists with {feature} yet: leave megacontext.gist_net unset."
-            )
+    return next((feature for feature, used in refused.items() if used), None)
 
 
 def is_active(config: Any) -> bool:

@@ -12,7 +12,7 @@ from vllm.forward_context import get_forward_context, is_forward_context_availab
 from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, VocabParallelEmbedding
 
 from megacontext_vllm.errors import UnsupportedEngineError
-from megacontext_vllm.kernels.span_gather import span_gather
+from megacontext_vllm.kernels.span_gather import span_gather_
 
 
 @dataclass
@@ -38,41 +38,43 @@ def install_span_table(table: SpanTable | None) -> None:
     _span_table = table
 
 
-def _overlay(embeddings: torch.Tensor) -> torch.Tensor:
+def _overlay(embeddings: torch.Tensor) -> None:
     spans = _span_table
     if spans is None:
-        return embeddings.clone()
+        return
     if not is_forward_context_available():
         assert not spans.active, "this model looks embeddings up outside its forward pass; gists cannot be shown"
-        return embeddings.clone()
+        return
     if embeddings.device.type == "cpu" and not spans.active:
-        return embeddings.clone()
+        return
     mapping = get_forward_context().slot_mapping
     assert not isinstance(mapping, list), "micro-batching is refused at start"
     slots = mapping.get(spans.layer)
     if slots is None:
         # A profiling run before there is a KV cache; with gists to show it would mean wrong tokens in their places.
         assert not spans.active, f"layer {spans.layer} has no slot mapping"
-        return embeddings.clone()
-    return span_gather(embeddings, spans.pages, spans.table, slots)
+        return
+    span_gather_(embeddings, spans.pages, spans.table, slots)
 
 
-@torch.library.custom_op("megacontext::overlay_spans", mutates_args=())
-def overlay_spans(embeddings: torch.Tensor) -> torch.Tensor:
-    """``[T, d]`` token embeddings to the same with gists in their places (see :class:`SpanTable`)."""
-    return _overlay(embeddings)
+@torch.library.custom_op("megacontext::overlay_spans", mutates_args=("embeddings",))
+def overlay_spans(embeddings: torch.Tensor) -> None:
+    """Put gists into their places in ``[T, d]`` token embeddings (see :class:`SpanTable`)."""
+    _overlay(embeddings)
 
 
 @overlay_spans.register_fake
-def _(embeddings: torch.Tensor) -> torch.Tensor:
-    return torch.empty_like(embeddings)
+def _(embeddings: torch.Tensor) -> None:
+    return None
 
 
 class GistEmbedding(VocabParallelEmbedding):
     """A VocabParallelEmbedding that shows gists. Never constructed: a loaded layer is given this class."""
 
     def forward(self, input_: torch.Tensor) -> torch.Tensor:
-        return torch.ops.megacontext.overlay_spans(super().forward(input_))
+        embeddings = super().forward(input_)
+        torch.ops.megacontext.overlay_spans(embeddings)
+        return embeddings
 
     def look_up(self, input_: torch.Tensor) -> torch.Tensor:
         """Plain token embeddings ``[*, d]``, without overlay. Collective under tensor parallelism."""

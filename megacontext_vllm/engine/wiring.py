@@ -17,11 +17,11 @@ logger = logging.getLogger("vllm.megacontext")
 
 def make_planner(settings: MegaContextConfig, tokenizer: Any, workers: WorkerDescription) -> Planner:
     if workers.gist_fingerprint is None:
-        logger.info(
-            "MegaContext: no trained GistNet for this model; unexpanded spans are hidden behind %r.",
-            settings.gap_marker,
-        )
-    elif not workers.gist_trained:
+        why = "gist_net is 'none'" if settings.gist_net == "none" else "no trained GistNet for this model"
+        logger.info("MegaContext: unexpanded spans are hidden behind %r: %s.", settings.gap_marker, why)
+    elif workers.gist_trained:
+        logger.info("MegaContext: unexpanded spans are shown as gists of the %s.", workers.gist_net)
+    else:
         logger.warning("MegaContext: %s is untrained; its gists turn answers into noise.", settings.gist_net)
     fingerprint = model_fingerprint(tokenizer, workers.embedding_digest)
     return Planner(

@@ -11,13 +11,12 @@ from vllm.v1.worker.gpu_worker import Worker
 from megacontext_vllm.config import SECTION, MegaContextConfig, parse_config
 from megacontext_vllm.engine.description import WorkerDescription
 from megacontext_vllm.engine.embedding import find_embedding, install_span_table, overlay_embedding
+from megacontext_vllm.engine.gist_net import choose_gist_net, describe, digest_of
 from megacontext_vllm.engine.gist_pages import check_pool_size, pages_for_one_step
 from megacontext_vllm.engine.gist_pool import GistPool
 from megacontext_vllm.engine.kv_group import slot_group
 from megacontext_vllm.engine.step_work import ATTRIBUTE
 from megacontext_vllm.errors import UnsupportedEngineError
-from megacontext_vllm.nets.gistnet import load_gist_net
-from megacontext_vllm.nets.model_fingerprint import embedding_digest, sampled_ids
 
 
 class MegaContextWorker:
@@ -37,14 +36,15 @@ class MegaContextWorker:
         """Load the model, then the gist pool: before profiling, so that vLLM sizes its KV cache around it."""
         result = super().load_model(*args, **kwargs)  # type: ignore[misc]
         settings = self._settings
-        if settings.gist_net is None or not get_pp_group().is_first_rank:
+        if not get_pp_group().is_first_rank:
             return result
-        model_config, scheduling = self.vllm_config.model_config, self.vllm_config.scheduler_config
+        model, config = self.model_runner.get_model(), self.vllm_config
+        net = choose_gist_net(settings.gist_net, config, model, self.model_runner.device)
+        if net is None:
+            return result
+        model_config, scheduling = config.model_config, config.scheduler_config
         dim = model_config.get_hidden_size()
-        net = load_gist_net(settings.gist_net, dim)
-        layer = overlay_embedding(
-            find_embedding(self.model_runner.get_model(), model_config.get_vocab_size(), dim)
-        )
+        layer = overlay_embedding(find_embedding(model, model_config.get_vocab_size(), dim))
         needed = pages_for_one_step(scheduling.max_num_batched_tokens, scheduling.max_num_seqs)
         pages = settings.gist_pool_pages or needed
         check_pool_size(pages, needed, page_bytes=32 * dim * layer.weight.element_size())
@@ -76,23 +76,20 @@ class MegaContextWorker:
     @torch.inference_mode()
     def megacontext_describe(self) -> WorkerDescription:
         """Remote-procedure call at start-up, on all ranks at once: the sampled look-up is collective."""
-        model = self.model_runner.get_model()
-        model_config = self.vllm_config.model_config
         digest = b""
         if get_pp_group().is_first_rank:
             try:
-                layer = find_embedding(model, model_config.get_vocab_size(), model_config.get_hidden_size())
+                digest = digest_of(self.vllm_config, self.model_runner.get_model(), self.model_runner.device)
             except UnsupportedEngineError:
                 # Without gists the tree holds token ids only, and the tokenizer tells these apart well enough.
                 return WorkerDescription(digest, None, False, 0)
-            ids = sampled_ids(model_config.get_vocab_size())
-            digest = embedding_digest(getattr(layer, "look_up", layer)(ids.to(self.model_runner.device)))
         pool = self.gist_pool
         return WorkerDescription(
             embedding_digest=digest,
             gist_fingerprint=pool.net.fingerprint if pool else None,
             gist_trained=pool.net.trained if pool else False,
             pool_pages=pool.pages.shape[0] if pool else 0,
+            gist_net=describe(self._settings.gist_net, pool.net) if pool else "",
         )
 
 

@@ -4,14 +4,14 @@ from typing import ClassVar
 
 import torch
 
+from megacontext_vllm.kernels.gist_reduce import gist_reduce
 from megacontext_vllm.nets.embedding_space import EmbeddingSpace
 from megacontext_vllm.nets.gistnet import BLOCK
 from megacontext_vllm.nets.learned import LearnedGistNet
-from megacontext_vllm.nets.reduction import reduce
 
 
 class PoolingGistNet(LearnedGistNet):
-    """The tokens are touched once, by ``reduce``; everything else is per gist.
+    """The tokens are touched once, by ``gist_reduce``; everything else is per gist.
 
     ``heads`` queries with a bias for each place in the block -> weighted sums ``[n, H, d]``, centred -> RMSNorm ->
     Linear(H·d, hidden) + level embedding -> GELU -> Linear(hidden, d), which starts at zero.
@@ -36,7 +36,8 @@ class PoolingGistNet(LearnedGistNet):
     def _parts(self, children: torch.Tensor, level: int, middle: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         # A further query of zeros gives the mean in the same pass. Queries are stored for children of unit norm.
         queries = torch.nn.functional.pad(self.queries[level] / self.norm, (0, 0, 0, 1))
-        pooled = reduce(children, queries, torch.nn.functional.pad(self.bias[level], (0, 0, 0, 1))) - middle
+        bias = torch.nn.functional.pad(self.bias[level], (0, 0, 0, 1))
+        pooled = gist_reduce(children, queries, bias) - middle
         found = self.pooled_norm(pooled[:, :-1].flatten(1) / self.norm)
         hidden = torch.nn.functional.gelu(self.widen(found) + self.level[level], approximate="tanh")
         return pooled[:, -1], self.project(hidden) * self.norm

@@ -9,16 +9,17 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from megacontext_vllm.nets.gistnet import RandomGistNet
+from megacontext_vllm.nets.gistnet import GistNet, RandomGistNet
 
 BLOCK = 32
 
 
 class Reference:
-    def __init__(self, model_dir: Path, gist_seed: int) -> None:
+    def __init__(self, model_dir: Path, net: GistNet | int) -> None:
+        """``net``: what makes the gists, or the seed of an untrained one."""
         self.model = AutoModelForCausalLM.from_pretrained(model_dir, dtype=torch.float32).eval()
         self.table = self.model.get_input_embeddings().weight.detach()
-        self.net = RandomGistNet(self.table.shape[1], gist_seed)
+        self.net = RandomGistNet(self.table.shape[1], net) if isinstance(net, int) else net
 
     def gist(self, tokens: torch.Tensor, level: int) -> torch.Tensor:
         """``[d]`` gist of a node of ``level`` from all tokens under it, ``[32**level]``."""
