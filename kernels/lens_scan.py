@@ -5,6 +5,7 @@ token and sums over its block of 32. Both keep the best nodes of every *group* o
 small; the best of all are among the best of the groups.
 """
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
@@ -13,6 +14,8 @@ from torch import Tensor
 BLOCK = 32
 MOST = 16
 """Nodes kept of a group, at most."""
+AT_ONCE = 8192
+"""Nodes that the host scores at a time."""
 
 
 def lens_scan_reference(
@@ -84,8 +87,7 @@ def _lens_scan(
     keys: Tensor, query: Tensor, keep: int, group: int, scales: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     if keys.device.type == "cpu":
-        scores = torch.mv(keys.float(), query.float())
-        return _best(scores * scales if scales is not None else scores, keep, group)
+        return _best(_score_keys(keys, query, scales), keep, group)
     return _scan_keys(keys, query, keep, group, scales)
 
 
@@ -97,9 +99,7 @@ def _(keys: Tensor, query: Tensor, keep: int, group: int, scales: Tensor | None 
 @torch.library.custom_op("megacontext::lexical_scan", mutates_args=())
 def _lexical_scan(tokens: Tensor, weights: Tensor, keep: int, group: int) -> tuple[Tensor, Tensor]:
     if tokens.device.type == "cpu":
-        ids = tokens[: len(tokens) // BLOCK * BLOCK]
-        ids = torch.where(ids < 0, len(weights) - 1, ids.clamp(max=len(weights) - 1))
-        return _best(weights.float().index_select(0, ids).view(-1, BLOCK).sum(dim=1), keep, group)
+        return _best(_score_tokens(tokens, weights), keep, group)
     return _scan_tokens(tokens, weights, keep, group)
 
 
@@ -135,14 +135,31 @@ def _best_reference(scores: list[float], keep: int, group: int) -> tuple[Tensor,
 
 def _best(scores: Tensor, keep: int, group: int) -> tuple[Tensor, Tensor]:
     """The best of every group of scores ``[N]``, on the host."""
-    short = -len(scores) % group
-    padded = torch.nn.functional.pad(scores.float(), (0, short), value=float("-inf"))
-    padded = padded.masked_fill(padded.isnan(), float("-inf")).view(-1, group)
-    # Stable, so that the lower node comes first among equals; topk promises no order.
-    values, places = torch.sort(padded, dim=1, descending=True, stable=True)
-    values, places = values[:, :keep].contiguous(), places[:, :keep]
+    scores = scores.float().nan_to_num(nan=float("-inf"), posinf=float("inf"), neginf=float("-inf"))
+    padded = torch.nn.functional.pad(scores, (0, -len(scores) % group), value=float("-inf")).view(-1, group)
+    # One whole number that orders as the score does and, among equals, lower nodes first: topk promises no order.
+    bits = (padded + 0.0).view(torch.int32)  # -0.0 + 0.0 is 0.0: equal scores have equal bits
+    ordered = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long()
+    rank = ordered * group + torch.arange(group - 1, -1, -1)
+    places = group - 1 - torch.topk(rank, keep, dim=1).values % group
+    values = padded.gather(1, places)
     nodes = places + torch.arange(len(padded)).unsqueeze(1) * group
     return values, torch.where(values.isneginf(), -1, nodes)
+
+
+def _score_keys(keys: Tensor, query: Tensor, scales: Tensor | None) -> Tensor:
+    """float32 ``[N]``, on the host. Piece by piece, so that what is widened stays in the cache."""
+    scores = torch.cat([torch.mv(piece.float(), query.float()) for piece in keys.split(AT_ONCE)])
+    return scores * scales if scales is not None else scores
+
+
+def _score_tokens(tokens: Tensor, weights: Tensor) -> Tensor:
+    """float32 ``[N // 32]``, on the host: NumPy looks up four times as fast as torch here, and lets go of the GIL."""
+    ids = tokens.numpy()[: len(tokens) // BLOCK * BLOCK].view(np.uint32)
+    table = weights.float().numpy()
+    pieces = range(0, len(ids), BLOCK * AT_ONCE)
+    scores = [table.take(ids[i : i + BLOCK * AT_ONCE], mode="clip").reshape(-1, BLOCK).sum(axis=1) for i in pieces]
+    return torch.from_numpy(np.concatenate(scores)) if scores else torch.empty(0)
 
 
 @triton.jit

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from megacontext_vllm.engine.embedding import GistEmbedding, SpanTable
+from megacontext_vllm.engine.page_fills import PageFills, Rows
 from megacontext_vllm.engine.step_work import GistJob, PageFill, StepWork
 from megacontext_vllm.errors import MegaContextError
 from megacontext_vllm.nets.gistnet import GistNet
@@ -51,6 +52,7 @@ class GistPool:
         self.writes = writes
         self.pages = torch.zeros(pages, BLOCK, self.dim, dtype=self.dtype, device=self.device)
         self.spans: SpanTable | None = None
+        self._fills = PageFills(self.pages)
         self._shown = torch.empty(0, dtype=torch.int64, device=self.device)
 
     def bind(self, num_slots: int, layer: str) -> SpanTable:
@@ -64,6 +66,7 @@ class GistPool:
         """Do one step's work. Called before every forward pass, also with nothing to do: it clears the last step."""
         spans = self.spans
         assert spans is not None, "a step before the KV cache exists"
+        self._fills.begin_step()
         if len(self._shown):
             spans.table[self._shown] = -1
             self._shown = self._shown[:0]
@@ -72,8 +75,7 @@ class GistPool:
             return
         for job in work.jobs:
             self._make_gists(job, work.model_fingerprint)
-        for fill in work.fills:
-            self._fill(fill)
+        self._fills.copy([self._read_fill(fill) for fill in work.fills])
         if len(work.slots):
             self._shown = torch.from_numpy(work.slots).to(self.device)
             spans.table[self._shown] = torch.from_numpy(work.rows).to(self.device)
@@ -89,7 +91,8 @@ class GistPool:
         try:
             if job.tokens is None:
                 below = level_path(Path(job.tree_path), job.level - 1)
-                children = self._read(below, job.start * BLOCK, job.stop * BLOCK).view(-1, BLOCK, self.dim)
+                rows = self._read(below, job.start * BLOCK, job.stop * BLOCK).to(self.device)
+                children = rows.view(-1, BLOCK, self.dim)
             path = level_path(Path(job.tree_path), job.level)
             dtype = self.dtype
             if job.start > 0 or job.again:  # a file keeps the type of the engine that began it
@@ -102,18 +105,18 @@ class GistPool:
             # Not committed; the scheduler sees the count stand still, tries again and then does without gists.
             logger.error("MegaContext could not write gists of level %d: %s", job.level, error)
 
-    def _fill(self, fill: PageFill) -> None:
+    def _read_fill(self, fill: PageFill) -> Rows:
+        first, count = fill.page * BLOCK + fill.offset, fill.stop - fill.start
         try:
-            rows: torch.Tensor | float = self._read(Path(fill.path), fill.start, fill.stop)
+            return Rows(first, self._read(Path(fill.path), fill.start, fill.stop))
         except (MegaContextError, OSError, IndexError) as error:
             # The rows were committed when the step was scheduled: somebody took the file away. One answer will be
             # wrong, and says so here; the server and its other requests go on.
             logger.error("MegaContext shows zeros for gists that it cannot read any more: %s", error)
-            rows = 0.0
-        self.pages[fill.page, fill.offset : fill.offset + fill.stop - fill.start] = rows
+            return Rows(first, torch.zeros(count, self.dim, dtype=self.dtype))
 
     def _read(self, path: Path, start: int, stop: int) -> torch.Tensor:
-        """Committed rows of a gist file, compared with their checksums: ``[stop - start, d]`` in the pool's type."""
+        """Committed rows of a gist file, compared with their checksums: ``[stop - start, d]`` on the host."""
         with closing(LevelReader(path)) as reader:
             rows = rows_to_tensor(reader.read(start, stop), TORCH_TYPES[reader.header.dtype])
-        return rows.to(self.device, self.dtype)
+        return rows.to(self.dtype)

@@ -27,7 +27,7 @@ from vllm.v1.request import Request
 from vllm.v1.structured_output import StructuredOutputManager
 
 from megacontext_vllm.engine.description import WORKERS_ATTRIBUTE, WorkerDescription
-from megacontext_vllm.engine.gist_pages import pages_for_one_step
+from megacontext_vllm.engine.gist_pages import pages_needed
 from megacontext_vllm.engine.scheduler import MegaContextAsyncScheduler
 from megacontext_vllm.engine.step_work import ATTRIBUTE
 from megacontext_vllm.errors import StoreError
@@ -247,7 +247,7 @@ def make_rig(async_config: Any, tmp_path: Path) -> Iterator[Callable[..., Rig]]:
         config.cache_config.enable_prefix_caching = caching
         settings = {"store": str(tmp_path / "store"), "gist_tokens_per_step": 1024, **section}
         config.additional_config = {"megacontext": settings}
-        pages = pages_for_one_step(128, 4)
+        pages = pages_needed(128, 4)
         description = WorkerDescription(bytes(16), NET if gists else None, False, pages if gists else 0)
         object.__setattr__(config, WORKERS_ATTRIBUTE, description)
         spec = FullAttentionSpec(block_size=BLOCK_SIZE, num_kv_heads=1, head_size=32, dtype=torch.float32)
