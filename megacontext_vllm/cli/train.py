@@ -22,6 +22,7 @@ HELP = {
     "hidden": "pooling: width of the layer behind them",
     "layers": "transformer: layers, begun as the model's own first ones",
     "levels": "LODs to train, from LOD1 on",
+    "scale": "norm of a gist, in units of a token's",
     "windows": "lengths of text in tokens; the longer ones join in later",
     "segments": "lengths of raw text behind the gists",
     "raw_share": "up to this share of blocks stays raw among the gists",

@@ -15,20 +15,22 @@ STORED = torch.bfloat16
 
 
 class LearnedGistNet(GistNet):
-    """A gist is the centred mean of its children plus a learned correction that starts at zero, at embedding scale.
+    """A gist is the centred mean of its children plus a learned correction that starts at zero, at one norm.
 
-    Subclasses take ``dim``, ``levels``, their own sizes and an ``EmbeddingSpace``, and put what rebuilds them into
-    ``sizes``. ``levels``: how many levels have parameters of their own; those above share the last one's.
+    Subclasses take ``dim``, ``levels``, ``scale``, their own sizes and an ``EmbeddingSpace``, and put what rebuilds
+    them into ``sizes``. ``levels``: how many levels have parameters of their own; those above share the last one's.
+    ``scale``: the norm of a gist in units of a token's. A gist says more than a token does; louder than one, it is
+    still heard by the layers that come late (docs/gistnet.md has what that is worth).
     """
 
     architecture: ClassVar[str]
     sizes: dict[str, Any]
     trained = False
 
-    def __init__(self, dim: int, levels: int, space: EmbeddingSpace) -> None:
+    def __init__(self, dim: int, levels: int, scale: float, space: EmbeddingSpace) -> None:
         super().__init__()
-        assert levels >= 1 and space.mean.shape == (dim,), (levels, space.mean.shape)
-        self.dim, self.levels = dim, levels
+        assert levels >= 1 and scale > 0 and space.mean.shape == (dim,), (levels, scale, space.mean.shape)
+        self.dim, self.levels, self.scale = dim, levels, scale
         self.register_buffer("mean", space.mean.detach().float().cpu().clone())
         self.register_buffer("norm", torch.tensor(space.norm, dtype=torch.float32))
         self._sealed: bytes | None = None
@@ -47,9 +49,11 @@ class LearnedGistNet(GistNet):
         """``[n, 32, d]`` children of ``n`` nodes of ``level`` -> float32 ``[n, d]`` gists."""
         assert children.dim() == 3 and children.shape[1:] == (BLOCK, self.dim), children.shape
         assert level >= 1, level
-        base, correction = self._parts(children.float(), min(level, self.levels) - 1, self._middle(level))
+        # Whatever the level, the net sees children of a token's norm.
+        children = children.float() if level == 1 else children.float() / self.scale
+        base, correction = self._parts(children, min(level, self.levels) - 1, self._middle(level))
         # Rounded products in the correction are fine under autocast; a rounded sum would not be.
-        return to_norm(to_norm(base.float(), self.norm) + correction.float(), self.norm)
+        return to_norm(to_norm(base.float(), self.norm) + correction.float(), self.norm * self.scale)
 
     def _middle(self, level: int) -> torch.Tensor:
         """What is shared by all children, ``[d]``: gists have none of it, since their own children were centred."""

@@ -20,10 +20,16 @@ class PoolingGistNet(LearnedGistNet):
     architecture: ClassVar[str] = "pooling"
 
     def __init__(
-        self, dim: int, heads: int = 8, hidden: int = 1024, levels: int = 2, space: EmbeddingSpace | None = None
+        self,
+        dim: int,
+        heads: int = 8,
+        hidden: int = 1024,
+        levels: int = 2,
+        scale: float = 1.0,
+        space: EmbeddingSpace | None = None,
     ) -> None:
-        super().__init__(dim, levels, space or EmbeddingSpace.unknown(dim))
-        self.sizes = {"dim": dim, "heads": heads, "hidden": hidden, "levels": levels}
+        super().__init__(dim, levels, scale, space or EmbeddingSpace.unknown(dim))
+        self.sizes = {"dim": dim, "heads": heads, "hidden": hidden, "levels": levels, "scale": scale}
         # All levels start alike: what is learned of one is a beginning for the next.
         self.queries = torch.nn.Parameter(torch.randn(heads, dim).expand(levels, -1, -1).clone())
         self.bias = torch.nn.Parameter(_bumps(heads).expand(levels, -1, -1).clone())

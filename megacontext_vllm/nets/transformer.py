@@ -32,11 +32,12 @@ class TransformerGistNet(LearnedGistNet):
         eps: float = 1e-6,
         attention_bias: bool = False,
         head_norms: bool = False,
+        scale: float = 1.0,
         space: EmbeddingSpace | None = None,
     ) -> None:
-        super().__init__(dim, levels, space or EmbeddingSpace.unknown(dim))
+        super().__init__(dim, levels, scale, space or EmbeddingSpace.unknown(dim))
         shape = LayerShape(dim, heads, kv_heads, head_dim, ff, rope_theta, eps, attention_bias, head_norms)
-        own = {"dim": dim, "layers": layers, "levels": levels}
+        own = {"dim": dim, "layers": layers, "levels": levels, "scale": scale}
         self.sizes = own | {name: value for name, value in asdict(shape).items() if name != "width"}
         self.query = torch.nn.Parameter(torch.randn(dim) * (self.norm / dim**0.5))
         self.level = torch.nn.Parameter(torch.zeros(levels, dim))

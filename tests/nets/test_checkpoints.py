@@ -22,7 +22,7 @@ DIM = 24
 MODEL = bytes(range(16))
 SPACE = EmbeddingSpace(torch.randn(DIM, generator=torch.Generator().manual_seed(0)), 3.2)
 MAKERS: dict[str, Callable[[], LearnedGistNet]] = {
-    "pooling": lambda: PoolingGistNet(DIM, heads=3, hidden=20, levels=3, space=SPACE),
+    "pooling": lambda: PoolingGistNet(DIM, heads=3, hidden=20, levels=3, scale=1.5, space=SPACE),
     "transformer": lambda: TransformerGistNet(DIM, 4, 2, 6, 40, layers=2, attention_bias=True, eps=1e-5, space=SPACE),
 }
 
@@ -71,7 +71,8 @@ def test_what_was_saved_is_loaded_to_the_bit(kind: str, tmp_path: Path) -> None:
 
 def test_the_card_says_what_it_is(folder: Path) -> None:
     raw = json.loads((folder / "gistnet.json").read_text())
-    assert raw["architecture"] == "pooling" and raw["sizes"] == {"dim": DIM, "heads": 3, "hidden": 20, "levels": 3}
+    sizes = {"dim": DIM, "heads": 3, "hidden": 20, "levels": 3, "scale": 1.5}
+    assert raw["architecture"] == "pooling" and raw["sizes"] == sizes
     assert raw["model_fingerprint"] == MODEL.hex() and raw["dim"] == DIM and raw["positions"] == "compact"
     assert raw["recipe"] == {"lr": 0.1} and raw["tokens_seen"] == 5 and raw["licence"] == "Apache-2.0" and raw["date"]
 

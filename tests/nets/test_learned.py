@@ -15,7 +15,7 @@ DIM = 24
 TABLE = torch.randn(50, DIM, generator=torch.Generator().manual_seed(9)) * 0.3 + 0.5
 SPACE = EmbeddingSpace.of(TABLE)
 MAKERS: dict[str, Callable[[], LearnedGistNet]] = {
-    "pooling": lambda: PoolingGistNet(DIM, heads=3, hidden=20, levels=2, space=SPACE),
+    "pooling": lambda: PoolingGistNet(DIM, heads=3, hidden=20, levels=2, scale=2.5, space=SPACE),
     "transformer": lambda: TransformerGistNet(DIM, 4, 2, 6, 40, layers=2, levels=2, head_norms=True, space=SPACE),
 }
 
@@ -40,18 +40,18 @@ def test_the_start_is_the_centred_mean_at_embedding_scale(kind: str) -> None:
     net, given = MAKERS[kind](), children()
     centred = given.mean(dim=1) - TABLE.mean(dim=0)
     expected = centred / centred.norm(dim=1, keepdim=True) * TABLE.norm(dim=1).median()
-    torch.testing.assert_close(net(given, 1), expected)
+    torch.testing.assert_close(net(given, 1), expected * net.scale)
     # Gists have no mean to be taken away any more.
     gists = expected.repeat(11, 1)[:BLOCK][None]
     above = gists.mean(dim=1)
-    torch.testing.assert_close(net(gists, 2), above / above.norm() * SPACE.norm)
+    torch.testing.assert_close(net(gists * net.scale, 2), above / above.norm() * SPACE.norm * net.scale)
 
 
 def test_shapes_types_and_scale(net: LearnedGistNet) -> None:
     for level in (1, 2, 3, 7):
         gists = net(children(5).bfloat16(), level)
         assert gists.shape == (5, DIM) and gists.dtype == torch.float32
-        torch.testing.assert_close(gists.norm(dim=1), torch.full((5,), SPACE.norm))
+        torch.testing.assert_close(gists.norm(dim=1), torch.full((5,), SPACE.norm * net.scale))
     assert net(children(0), 1).shape == (0, DIM)
 
 

@@ -12,6 +12,7 @@ class Recipe:
     """Sizes in tokens; weights of losses are multiplied and added.
 
     arch        'pooling' takes heads and hidden, 'transformer' takes layers. levels: trained LODs, from LOD1 on.
+    scale       norm of a gist in units of a token's.
     windows     lengths of text, short first: longer ones join in as training goes on.
     segments    lengths of raw text behind the gists; every token of them is a target.
     raw_share   upper bound of the share of raw blocks among the gists; each window draws its own.
@@ -28,8 +29,9 @@ class Recipe:
     arch: Literal["pooling", "transformer"] = "pooling"
     heads: int = 8
     hidden: int = 1024
-    layers: int = 4
+    layers: int = 2
     levels: int = 2
+    scale: float = 4.0
     windows: tuple[int, ...] = (512, 1024, 2048)
     segments: tuple[int, ...] = (32, 64, 128, 192, 320)
     raw_share: float = 0.3
@@ -40,7 +42,7 @@ class Recipe:
     contrastive: float = 0.0
     batch: int = 1
     accumulate: int = 1
-    lr: float = 1e-3
+    lr: float = 2e-3
     copied_lr: float = 0.4
     weight_decay: float = 0.01
     warmup: int = 20
@@ -57,6 +59,7 @@ class Recipe:
             "windows are multiples of 32, at least 64": all(w % BLOCK == 0 and w >= 64 for w in self.windows),
             "segments are multiples of 32": all(s % BLOCK == 0 and s > 0 for s in self.segments),
             "there is at least one length of windows and of segments": bool(self.windows and self.segments),
+            "the scale is more than 0": self.scale > 0,
             "a loss has a weight": self.kl > 0 or self.nll > 0,
             "shares are between 0 and 1": all(
                 0 <= x <= 1 for x in (self.raw_share, self.coarse_share, self.hidden_share, self.final_lr)

@@ -16,7 +16,9 @@ def make_net(base: FrozenModel, recipe: Recipe) -> LearnedGistNet:
     """Seeded by the recipe; on the base model's device, float32. Raises ConfigError for more layers than there are."""
     torch.manual_seed(recipe.seed)
     if recipe.arch == "pooling":
-        net: LearnedGistNet = PoolingGistNet(base.dim, recipe.heads, recipe.hidden, recipe.levels, base.space())
+        net: LearnedGistNet = PoolingGistNet(
+            base.dim, recipe.heads, recipe.hidden, recipe.levels, recipe.scale, base.space()
+        )
         return net.to(base.device)
     return _transformer(base, recipe).to(base.device)
 
@@ -32,7 +34,15 @@ def _transformer(base: FrozenModel, recipe: Recipe) -> TransformerGistNet:
         heads = config.num_attention_heads
         ff = -(-base.dim * 8 // 3 // 32) * 32
         return TransformerGistNet(
-            base.dim, heads, heads, base.dim // heads, ff, recipe.layers, recipe.levels, space=base.space()
+            base.dim,
+            heads,
+            heads,
+            base.dim // heads,
+            ff,
+            recipe.layers,
+            recipe.levels,
+            scale=recipe.scale,
+            space=base.space(),
         )
     attention = layers[0].self_attn
     net = TransformerGistNet(
@@ -47,6 +57,7 @@ def _transformer(base: FrozenModel, recipe: Recipe) -> TransformerGistNet:
         eps=config.rms_norm_eps,
         attention_bias="self_attn.q_proj.bias" in states[0],
         head_norms="self_attn.q_norm.weight" in states[0],
+        scale=recipe.scale,
         space=base.space(),
     )
     net.start_from(states)

@@ -51,7 +51,7 @@ def curve(training: Training) -> list[dict[str, Any]]:
 def test_a_short_run_reduces_the_loss_and_leaves_the_base_alone(
     family: str, arch: str, train: Callable[..., Training]
 ) -> None:
-    training = train("run", recipe(arch=arch, windows=(128,), lr=1e-2), family=family)
+    training = train("run", recipe(arch=arch, windows=(128,), lr=1e-2, scale=1.0), family=family)
     before = {name: tensor.clone() for name, tensor in training.base.model.state_dict().items()}
     card = training.run(Limits(steps=30), log_every=10, validate_every=1000)
     after = training.base.model.state_dict()

@@ -28,11 +28,11 @@ def test_copied_layers_compute_what_the_base_computes(family: str, make_base: Ca
 @pytest.mark.parametrize("arch", ["pooling", "transformer"])
 def test_the_start_is_the_centred_mean(family: str, arch: str, make_base: Callable[..., FrozenModel]) -> None:
     base = make_base(family)
-    net = make_net(base, Recipe(arch=arch, layers=1, heads=2, hidden=16))
+    net = make_net(base, Recipe(arch=arch, layers=1, heads=2, hidden=16, scale=3.0))
     table = base.embed(torch.arange(96))
     children = table[torch.randint(0, 96, (5, 32), generator=torch.Generator().manual_seed(0))]
     centred = children.mean(dim=1) - table.mean(dim=0)
-    expected = centred / centred.norm(dim=1, keepdim=True) * table.norm(dim=1).median()
+    expected = centred / centred.norm(dim=1, keepdim=True) * table.norm(dim=1).median() * 3
     torch.testing.assert_close(net(children, 1), expected, atol=1e-5, rtol=1e-4)
 
 
