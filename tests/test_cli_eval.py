@@ -50,6 +50,7 @@ def test_run_and_report(model_dir: Path, tmp_path: Path, capsys: pytest.CaptureF
         (["run", "--reader", "ftp://x"], "give 'transformers', 'none' or a server's http:// URL"),
         (["run", "--model", "/nowhere"], "/nowhere has no tokenizer.json"),
         (["report", "/nowhere"], "megacontext eval run"),
+        (["gists", "--layouts", "hard"], "no layout 'hard'; there are: hard, LOD1"),
         (["show", "needle", "--length", "300"], "ask for longer histories"),
     ],
 )

@@ -114,6 +114,16 @@ def add_eval_commands(commands: Any, machine: argparse.ArgumentParser) -> None:
         "Recovered fraction: 0 is as if dropped, 1 as if shown whole, below 0 does harm.",
     )
     gists.add_argument("--windows", type=int, default=256, metavar="N", help="texts per layout (default: %(default)s)")
+    gists.add_argument(
+        "--net",
+        type=Path,
+        nargs="*",
+        metavar="FOLDER",
+        help="GistNets to measure, as 'megacontext train gistnet' leaves them (default: the one that comes with this "
+        "version for the model; without a folder: none)",
+    )
+    gists.add_argument("--layouts", nargs="+", metavar="NAME", help="e.g. 'hard, LOD1' 'near, LOD1' (default: all)")
+    gists.add_argument("--makers", nargs="+", metavar="NAME", help="e.g. keyword 'every 32nd token' (default: all)")
     gists.add_argument("--seed", type=int, default=0, metavar="N")
     gists.add_argument("--positions", action="store_true", help="also with a gist at its span's centre, not compact")
     gists.add_argument("--quick", action="store_true", help="few windows and layouts, to see whether it works")

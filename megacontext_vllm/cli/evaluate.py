@@ -139,14 +139,19 @@ def gists(options: argparse.Namespace) -> int:
     import torch
 
     from megacontext_vllm.eval.gists.report import tables
-    from megacontext_vllm.eval.gists.run import measure_gists
+    from megacontext_vllm.eval.gists.run import LAYOUTS, measure_gists
     from megacontext_vllm.eval.gists.showing import Positions
 
     positions = (Positions.COMPACT, Positions.SPAN) if options.positions else (Positions.COMPACT,)
+    if unknown := [name for name in options.layouts or () if name not in LAYOUTS]:
+        raise EvaluationError(f"no layout {unknown[0]!r}; there are: {', '.join(LAYOUTS)}")
     with bar("measuring windows") as progress:
         report = measure_gists(
             options.model,
+            layouts=[LAYOUTS[name] for name in options.layouts or LAYOUTS],
             windows=options.windows,
+            net_folders=options.net,
+            makers=options.makers,
             seed=options.seed,
             split=options.split,
             positions=positions,

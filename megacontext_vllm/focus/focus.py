@@ -16,6 +16,7 @@ from megacontext_vllm.errors import BudgetError
 from megacontext_vllm.focus.allocator import allocate
 from megacontext_vllm.focus.lexical import LexicalLens
 from megacontext_vllm.focus.query import Decode, Query, find_query
+from megacontext_vllm.focus.second_look import look_again
 from megacontext_vllm.focus.vocabulary import special_ids, surface_strings
 from megacontext_vllm.focus.working_context import WorkingContext
 from megacontext_vllm.tree.nodes import BLOCK
@@ -64,7 +65,8 @@ class Focus:
     def score(self, tokens: npt.NDArray[np.uint32]) -> Scored:
         """What a whole prompt (uint32 [N], with the template's special tokens) asks, and where it may be answered."""
         query = find_query(tokens, self.special_ids, self.decode)
-        return Scored(len(tokens), query, self.lens.score(tokens, query))
+        utility = self.lens.score(tokens, query)
+        return Scored(len(tokens), query, look_again(tokens, query, utility, self.lens, self.decode))
 
     def allocate(
         self, scored: Scored, window: int, *, gists: bool, sealed: Sequence[tuple[int, int]] = ()

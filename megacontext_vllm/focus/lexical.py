@@ -44,6 +44,10 @@ class LexicalLens:
                 table[token] = terms.setdefault(term, len(terms))
         self._table = table
 
+    def terms(self, tokens: npt.NDArray[np.uint32]) -> npt.NDArray[np.int32]:
+        """Which term each token is, int32 of the same shape: -1 for stop words and what has no letter or digit."""
+        return self._table.take(tokens, mode="clip")
+
     def score(self, tokens: npt.NDArray[np.uint32], query: Query) -> npt.NDArray[np.float32]:
         """Utility of each full block for the question.
 

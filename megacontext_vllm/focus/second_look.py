@@ -1,0 +1,134 @@
+"""Looking again: what the first look found may name what the answer stands beside, in words that nobody asked for.
+
+"Where is the parcel from Dara?" finds "Dara gave the parcel to Mira"; the answer is where Mira is spoken of. So the
+sentences that answered the first look are read for terms that are rare in this history but stand elsewhere in it, too,
+and those places become useful. Pseudo-relevance feedback (Rocchio 1971; Lavrenko & Croft 2001) with the feedback held
+down to terms that point at a handful of blocks: whatever is less rare only dilutes what was asked.
+"""
+
+from collections.abc import Iterable
+
+import numpy as np
+import numpy.typing as npt
+
+from megacontext_vllm.focus.lexical import LexicalLens
+from megacontext_vllm.focus.query import Decode, Query
+from megacontext_vllm.tree.nodes import BLOCK
+
+LOOKS = 2  # a chain of three facts
+_CLEAR, _RIVAL, _RIVALS = 0.9, 0.7, 3  # where several places answer this well, the question asks for many things
+_RARE = 4  # further blocks that a term may stand in
+_WORTH = 0.8  # of a place that one term names, and no other block has; beside 1 for the best of the first look
+_INHERIT = 0.95  # of a block by its neighbours: sentences straddle
+_FOLLOWED = 0.5 * _WORTH  # places at least this useful are read in turn
+_REACH = 32  # tokens of a sentence that are read, to either side of what was found in it
+_OVERHANG = 8  # tokens beyond a block in which a hit still counts as the block's
+_ENDS = (".", "?", "!", "\n")
+
+Terms = tuple[int, ...]
+"""One term, or two that stand side by side: a rare word is often several tokens."""
+
+
+def look_again(
+    tokens: npt.NDArray[np.uint32],
+    query: Query,
+    utility: npt.NDArray[np.float32],
+    lens: LexicalLens,
+    decode: Decode,
+) -> npt.NDArray[np.float32]:
+    """``utility`` of the first look, float32 [N // 32] in [0, 1], raised where a second or third look leads.
+
+    tokens  uint32 [N], the whole prompt. decode: token ids -> text, called with one id at a time.
+
+    Nothing is lowered, and nothing changes where the first look found no place, or several that answer equally well.
+    """
+    clear = _apart(np.flatnonzero(utility >= _CLEAR), utility)
+    if len(clear) != 1 or len(_apart(np.flatnonzero(utility >= _RIVAL), utility)) > _RIVALS:
+        return utility
+    terms = lens.terms(tokens)
+    terms[query.start : query.end] = -1  # the question is shown anyhow
+    known = set(lens.terms(query.terms.astype(np.uint32)).tolist()) - {-1}
+    reader = _Reader(tokens, terms, decode)
+    seen = np.zeros(len(utility), dtype=np.bool_)
+    raised, found, anchors = utility.copy(), clear, known
+    for _ in range(LOOKS):
+        for block in found:
+            seen[max(0, block - 1) : block + 2] = True
+        named = {term for block in found for term in reader.named(block, anchors, known)}
+        led, anchors = _places(terms, named, seen)
+        if not anchors:
+            break
+        known = known | {part for term in named for part in term}
+        spread = led.copy()
+        np.maximum(spread[1:], _INHERIT * led[:-1], out=spread[1:])
+        np.maximum(spread[:-1], _INHERIT * led[1:], out=spread[:-1])
+        np.maximum(raised, spread, out=raised)
+        found = _apart(np.flatnonzero(led >= _FOLLOWED), led)[:_RARE]
+    return raised
+
+
+def _apart(blocks: npt.NDArray[np.intp], utility: npt.NDArray[np.float32]) -> list[int]:
+    """The best of ``blocks`` first (ties: the lower index), without those beside a better one."""
+    kept: list[int] = []
+    for block in blocks[np.argsort(-utility[blocks], kind="stable")].tolist():
+        if all(abs(block - other) > 1 for other in kept):
+            kept.append(block)
+            if len(kept) > _RARE:
+                break
+    return kept
+
+
+class _Reader:
+    """Sentences of the history around what was found. ``terms``: int32 [N], -1 for what is no term."""
+
+    def __init__(self, tokens: npt.NDArray[np.uint32], terms: npt.NDArray[np.int32], decode: Decode) -> None:
+        self._tokens, self._terms, self._decode = tokens, terms, decode
+
+    def named(self, block: int, anchors: set[int], known: set[int]) -> Iterable[Terms]:
+        """New terms in the sentences of a block that hold one of ``anchors``."""
+        low, high = max(0, block * BLOCK - _OVERHANG), min((block + 1) * BLOCK + _OVERHANG, len(self._terms))
+        hits = low + np.flatnonzero(np.isin(self._terms[low:high], list(anchors)))
+        for start, stop in {self._sentence(hit) for hit in hits.tolist()}:
+            words = self._terms[start:stop].tolist()
+            for word, after in zip(words, [*words[1:], -1], strict=True):
+                if word >= 0 and word not in known:
+                    yield (word,)
+                    if after >= 0 and after not in known:
+                        yield (word, after)
+
+    def _sentence(self, hit: int) -> tuple[int, int]:
+        start = stop = hit
+        low, high = max(0, hit - _REACH), min(hit + _REACH, len(self._tokens) - 1)
+        while start > low and not self._ends(start - 1):
+            start -= 1
+        while stop < high and not self._ends(stop):
+            stop += 1
+        return start, stop + 1
+
+    def _ends(self, place: int) -> bool:
+        return self._decode([int(self._tokens[place])]).rstrip(" ").endswith(_ENDS)
+
+
+def _places(
+    terms: npt.NDArray[np.int32], named: set[Terms], seen: npt.NDArray[np.bool_]
+) -> tuple[npt.NDArray[np.float32], set[int]]:
+    """Utility [blocks] of where rare ``named`` terms stand besides the blocks ``seen``, and which of them do."""
+    utility = np.zeros(len(seen), dtype=np.float32)
+    used: set[int] = set()
+    if not named:
+        return utility, used
+    is_named = np.zeros(int(terms.max(initial=-1)) + 2, dtype=np.bool_)  # the last one is for -1
+    is_named[[term[0] for term in named]] = True
+    at = np.flatnonzero(is_named[terms])
+    first = terms[at]
+    for term in named:
+        where = at[first == term[0]]
+        if len(term) == 2:
+            where = where[terms.take(where + 1, mode="clip") == term[1]]
+        blocks = np.unique(where // BLOCK)
+        elsewhere = blocks[blocks < len(seen)]
+        elsewhere = elsewhere[~seen[elsewhere]]
+        if 0 < len(elsewhere) <= _RARE:
+            utility[elsewhere] = np.maximum(utility[elsewhere], _WORTH / np.sqrt(np.float32(len(elsewhere))))
+            used |= set(term)
+    return utility, used
