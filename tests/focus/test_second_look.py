@@ -1,0 +1,104 @@
+"""Facts that are reached over other facts, on synthetic text; tests/eval has it on real text."""
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from megacontext_vllm.focus.lexical import LexicalLens
+from megacontext_vllm.focus.query import Query
+from megacontext_vllm.focus.second_look import look_again
+
+WORDS = [f" word{i}" for i in range(400)]
+NAMES = [f" Name{i}" for i in range(40)]
+VOCABULARY = [*WORDS, *NAMES, " gave", " parcel", " went", " to", " is", " in", " mill", ".", "?", "\n", " Where"]
+ID = {text: i for i, text in enumerate(VOCABULARY)}
+LENS = LexicalLens(VOCABULARY)
+LENGTH = 32 * 200
+
+
+def decode(ids: list[int]) -> str:
+    return "".join(VOCABULARY[i] for i in ids)
+
+
+def plant(facts: dict[int, str], question: str = " Where is parcel Name0?", seed: int = 0) -> tuple[np.ndarray, Query]:
+    """Common words, those of the facts but for the names among them, a full stop every 16; at the end the question."""
+    tokens = np.random.default_rng(seed).integers(0, len(WORDS), LENGTH).astype(np.uint32)
+    tokens[::16] = ID["."]
+    for at, word in enumerate((" gave", " went", " mill")):
+        tokens[5 + 16 * at :: 64] = ID[word]
+    for at, fact in facts.items():
+        ids = words(f".{fact}.")
+        tokens[at : at + len(ids)] = ids
+    asked = words(question)
+    whole = np.concatenate([tokens, asked])
+    query = Query(asked.astype(np.int64), np.ones(len(asked), dtype=np.float32), LENGTH, len(whole))
+    return whole, query
+
+
+def words(text: str) -> np.ndarray:
+    parts = text.replace(".", " . ").replace("?", " ? ").split()
+    return np.array([ID.get(part, ID.get(f" {part}", -1)) for part in parts]).astype(np.uint32)
+
+
+def look(facts: dict[int, str], **given: object) -> tuple[np.ndarray, np.ndarray]:
+    """Utility at the first look, and after looking again."""
+    tokens, query = plant(facts, **given)  # type: ignore[arg-type]
+    first = LENS.score(tokens, query)
+    before = first.copy()
+    again = look_again(tokens, query, first, LENS, decode)
+    assert np.array_equal(first, before), "the first look's utilities are not written to"
+    assert again.dtype == np.float32 and again.shape == first.shape
+    return first, again
+
+
+CHAIN = {640: " Name0 gave parcel to Name1", 3200: " Name1 gave to Name2", 5120: " Name2 is in mill"}
+
+
+def test_a_chain_of_three_facts_is_followed() -> None:
+    first, again = look(CHAIN)
+    assert first[20] == 1 and first[100] < 0.5 and first[160] < 0.5
+    assert again[100] >= 0.75 and again[160] >= 0.75
+    # Neighbours too, since sentences straddle; and what is named by nothing stays as it was.
+    assert again[99] >= 0.7 and again[101] >= 0.7
+    changed = np.flatnonzero(again > first)
+    assert set(changed.tolist()) <= {99, 100, 101, 159, 160, 161}
+
+
+def test_the_fourth_fact_of_a_chain_is_out_of_reach() -> None:
+    further = {5120: " Name2 gave to Name3", 6000: " Name3 is in mill"}
+    first, again = look(CHAIN | further)
+    assert again[160] >= 0.75 and again[6000 // 32] == first[6000 // 32]
+
+
+def test_several_places_that_answer_equally_well_are_enough() -> None:
+    first, again = look(CHAIN | {1920: " Name0 gave parcel to Name5", 4480: " Name5 is in mill"})
+    assert np.array_equal(again, first)
+
+
+def test_what_is_named_often_leads_nowhere() -> None:
+    often = dict.fromkeys(range(1600, 4800, 320), " Name1 is in mill")
+    first, again = look({640: " Name0 gave parcel to Name1"} | often)
+    assert np.array_equal(again, first)
+
+
+def test_only_the_sentence_that_answers_is_read() -> None:
+    first, again = look({640: " Name0 gave parcel", 656: " Name7 went", 4480: " Name7 is in mill"})
+    assert again[140] == first[140]
+
+
+def test_nothing_found_nothing_changed() -> None:
+    first, again = look({}, question=" Where?")
+    assert not first.any() and not again.any()
+    none = np.zeros(0, dtype=np.uint32)
+    query = Query(none.astype(np.int64), np.zeros(0, dtype=np.float32), 0, 0)
+    assert look_again(none, query, np.zeros(0, dtype=np.float32), LENS, decode).shape == (0,)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.dictionaries(st.integers(0, LENGTH - 20), st.sampled_from(list(CHAIN.values())), max_size=8),
+    st.integers(0, 1000),
+)
+def test_utilities_only_grow_and_stay_in_bounds(facts: dict[int, str], seed: int) -> None:
+    first, again = look(facts, seed=seed)
+    assert (again >= first).all() and (again <= 1).all()
