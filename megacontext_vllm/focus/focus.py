@@ -66,7 +66,7 @@ class Focus:
         """What a whole prompt (uint32 [N], with the template's special tokens) asks, and where it may be answered."""
         query = find_query(tokens, self.special_ids, self.decode)
         utility = self.lens.score(tokens, query)
-        return Scored(len(tokens), query, look_again(tokens, query, utility, self.lens, self.decode))
+        return Scored(len(tokens), query, look_again(tokens, query, utility, self.lens))
 
     def allocate(
         self, scored: Scored, window: int, *, gists: bool, sealed: Sequence[tuple[int, int]] = ()

@@ -3,7 +3,7 @@
 BM25 (Robertson & Zaragoza 2009) over LOD1 blocks, with three additions that 32-token blocks need: words of neighbouring
 blocks count half (a fact and its subject often straddle a boundary), pairs of tokens that stand side by side in the
 question count as one more, rarer term (rare words are several tokens, numbers one token per digit), and a block
-inherits almost the score of its neighbours (the answer often stands beside the words of the question).
+inherits almost the score of its neighbours (neighbours.py: the answer often stands beside the words of the question).
 """
 
 from collections.abc import Sequence
@@ -11,13 +11,14 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from megacontext_vllm.focus.neighbours import lend
 from megacontext_vllm.focus.query import Query
 from megacontext_vllm.tree.nodes import BLOCK
 
 _K1 = 1.2  # BM25's saturation; its length normalisation (b) is moot, all blocks are equally long
 _NEIGHBOUR = 0.5
+_ENDS = (".", "?", "!", "\n")
 _PAIR = 2.0  # with 0, a five-digit number is five digits anywhere; 2 finds it, more gains nothing
-_INHERIT = 0.95
 
 _STOP_WORDS = """
     a about after all also am an and any are as at be been before being but by can could did do does doing done each
@@ -43,6 +44,12 @@ class LexicalLens:
             if any(map(str.isalnum, term)) and term not in stop_words:
                 table[token] = terms.setdefault(term, len(terms))
         self._table = table
+        ends = [text.rstrip(" ").endswith(_ENDS) for text in vocabulary]
+        self._ends = np.array([*ends, False], dtype=np.bool_)
+
+    def ends(self, tokens: npt.NDArray[np.uint32]) -> npt.NDArray[np.bool_]:
+        """Which tokens end a sentence or a line, bool of the same shape."""
+        return self._ends.take(tokens, mode="clip")
 
     def terms(self, tokens: npt.NDArray[np.uint32]) -> npt.NDArray[np.int32]:
         """Which term each token is, int32 of the same shape: -1 for stop words and what has no letter or digit."""
@@ -83,9 +90,7 @@ class LexicalLens:
         for weight, where in zip(follows.values(), _grouped(pair[known], pair_block, len(follows)), strict=True):
             total += _PAIR * weight * _term_score(where, blocks)
 
-        spread = total.copy()
-        np.maximum(spread[1:], _INHERIT * total[:-1], out=spread[1:])
-        np.maximum(spread[:-1], _INHERIT * total[1:], out=spread[:-1])
+        spread = lend(total, tokens, at, self._ends)
         best = float(spread.max())
         return spread / np.float32(best) if best > 0 else spread
 

@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from megacontext_vllm.focus.lexical import LexicalLens
-from megacontext_vllm.focus.query import Decode, Query
+from megacontext_vllm.focus.neighbours import apart
+from megacontext_vllm.focus.query import Query
 from megacontext_vllm.tree.nodes import BLOCK
 
 LOOKS = 2  # a chain of three facts
@@ -23,7 +24,6 @@ _INHERIT = 0.95  # of a block by its neighbours: sentences straddle
 _FOLLOWED = 0.5 * _WORTH  # places at least this useful are read in turn
 _REACH = 32  # tokens of a sentence that are read, to either side of what was found in it
 _OVERHANG = 8  # tokens beyond a block in which a hit still counts as the block's
-_ENDS = (".", "?", "!", "\n")
 
 Terms = tuple[int, ...]
 """One term, or two that stand side by side: a rare word is often several tokens."""
@@ -34,21 +34,20 @@ def look_again(
     query: Query,
     utility: npt.NDArray[np.float32],
     lens: LexicalLens,
-    decode: Decode,
 ) -> npt.NDArray[np.float32]:
     """``utility`` of the first look, float32 [N // 32] in [0, 1], raised where a second or third look leads.
 
-    tokens  uint32 [N], the whole prompt. decode: token ids -> text, called with one id at a time.
+    tokens  uint32 [N], the whole prompt.
 
     Nothing is lowered, and nothing changes where the first look found no place, or several that answer equally well.
     """
-    clear = _apart(np.flatnonzero(utility >= _CLEAR), utility)
-    if len(clear) != 1 or len(_apart(np.flatnonzero(utility >= _RIVAL), utility)) > _RIVALS:
+    clear = apart(utility, _CLEAR, 2)
+    if len(clear) != 1 or len(apart(utility, _RIVAL, _RIVALS + 1)) > _RIVALS:
         return utility
     terms = lens.terms(tokens)
     terms[query.start : query.end] = -1  # the question is shown anyhow
     known = set(lens.terms(query.terms.astype(np.uint32)).tolist()) - {-1}
-    reader = _Reader(tokens, terms, decode)
+    reader = _Reader(tokens, terms, lens)
     seen = np.zeros(len(utility), dtype=np.bool_)
     raised, found, anchors = utility.copy(), clear, known
     for _ in range(LOOKS):
@@ -63,26 +62,15 @@ def look_again(
         np.maximum(spread[1:], _INHERIT * led[:-1], out=spread[1:])
         np.maximum(spread[:-1], _INHERIT * led[1:], out=spread[:-1])
         np.maximum(raised, spread, out=raised)
-        found = _apart(np.flatnonzero(led >= _FOLLOWED), led)[:_RARE]
+        found = apart(led, _FOLLOWED, _RARE)
     return raised
-
-
-def _apart(blocks: npt.NDArray[np.intp], utility: npt.NDArray[np.float32]) -> list[int]:
-    """The best of ``blocks`` first (ties: the lower index), without those beside a better one."""
-    kept: list[int] = []
-    for block in blocks[np.argsort(-utility[blocks], kind="stable")].tolist():
-        if all(abs(block - other) > 1 for other in kept):
-            kept.append(block)
-            if len(kept) > _RARE:
-                break
-    return kept
 
 
 class _Reader:
     """Sentences of the history around what was found. ``terms``: int32 [N], -1 for what is no term."""
 
-    def __init__(self, tokens: npt.NDArray[np.uint32], terms: npt.NDArray[np.int32], decode: Decode) -> None:
-        self._tokens, self._terms, self._decode = tokens, terms, decode
+    def __init__(self, tokens: npt.NDArray[np.uint32], terms: npt.NDArray[np.int32], lens: LexicalLens) -> None:
+        self._tokens, self._terms, self._lens = tokens, terms, lens
 
     def named(self, block: int, anchors: set[int], known: set[int]) -> Iterable[Terms]:
         """New terms in the sentences of a block that hold one of ``anchors``."""
@@ -97,16 +85,10 @@ class _Reader:
                         yield (word, after)
 
     def _sentence(self, hit: int) -> tuple[int, int]:
-        start = stop = hit
-        low, high = max(0, hit - _REACH), min(hit + _REACH, len(self._tokens) - 1)
-        while start > low and not self._ends(start - 1):
-            start -= 1
-        while stop < high and not self._ends(stop):
-            stop += 1
-        return start, stop + 1
-
-    def _ends(self, place: int) -> bool:
-        return self._decode([int(self._tokens[place])]).rstrip(" ").endswith(_ENDS)
+        low, high = max(0, hit - _REACH), min(hit + _REACH, len(self._tokens))
+        ended = low + np.flatnonzero(self._lens.ends(self._tokens[low:high]))
+        before, after = ended[ended < hit], ended[ended >= hit]
+        return int(before[-1]) + 1 if len(before) else low, int(after[0]) + 1 if len(after) else high
 
 
 def _places(

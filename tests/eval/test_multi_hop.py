@@ -25,5 +25,5 @@ def test_the_second_look_finds_what_the_first_one_named(
     tools: Tools, filler: Filler, chat: ChatFormat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert shown(tools, filler, chat) >= 0.8
-    monkeypatch.setattr(module, "look_again", lambda tokens, query, utility, lens, decode: utility)
+    monkeypatch.setattr(module, "look_again", lambda tokens, query, utility, lens: utility)
     assert shown(tools, filler, chat) < 0.5

@@ -16,10 +16,6 @@ LENS = LexicalLens(VOCABULARY)
 LENGTH = 32 * 200
 
 
-def decode(ids: list[int]) -> str:
-    return "".join(VOCABULARY[i] for i in ids)
-
-
 def plant(facts: dict[int, str], question: str = " Where is parcel Name0?", seed: int = 0) -> tuple[np.ndarray, Query]:
     """Common words, those of the facts but for the names among them, a full stop every 16; at the end the question."""
     tokens = np.random.default_rng(seed).integers(0, len(WORDS), LENGTH).astype(np.uint32)
@@ -45,7 +41,7 @@ def look(facts: dict[int, str], **given: object) -> tuple[np.ndarray, np.ndarray
     tokens, query = plant(facts, **given)  # type: ignore[arg-type]
     first = LENS.score(tokens, query)
     before = first.copy()
-    again = look_again(tokens, query, first, LENS, decode)
+    again = look_again(tokens, query, first, LENS)
     assert np.array_equal(first, before), "the first look's utilities are not written to"
     assert again.dtype == np.float32 and again.shape == first.shape
     return first, again
@@ -91,7 +87,7 @@ def test_nothing_found_nothing_changed() -> None:
     assert not first.any() and not again.any()
     none = np.zeros(0, dtype=np.uint32)
     query = Query(none.astype(np.int64), np.zeros(0, dtype=np.float32), 0, 0)
-    assert look_again(none, query, np.zeros(0, dtype=np.float32), LENS, decode).shape == (0,)
+    assert look_again(none, query, np.zeros(0, dtype=np.float32), LENS).shape == (0,)
 
 
 @settings(max_examples=60, deadline=None)
