@@ -78,7 +78,7 @@ class Training:
         contrast = ContrastiveHead(base.dim).to(base.device) if recipe.contrastive else None
         self._modules = torch.nn.ModuleDict({"net": self.net} | ({"contrast": contrast} if contrast else {}))
         self._objective = Objective(base, recipe, contrast)
-        self._optimizer = _make_optimizer(self._modules, self.net, recipe)
+        self._optimizer = make_optimizer(self._modules, self.net, recipe)
         self._recovered: dict[str, float] = {}
         if resume:
             self._resume()
@@ -232,7 +232,7 @@ class Training:
         self._recovered = {name: each["recovered"] for name, each in checks[-1]["validation"].items()} if checks else {}
 
 
-def _make_optimizer(modules: torch.nn.ModuleDict, net: torch.nn.Module, recipe: Recipe) -> torch.optim.AdamW:
+def make_optimizer(modules: torch.nn.ModuleDict, net: torch.nn.Module, recipe: Recipe) -> torch.optim.AdamW:
     copied = {id(parameter) for parameter in net.copied_parameters()} if isinstance(net, TransformerGistNet) else set()
     groups = []
     for is_copied in (False, True):

@@ -29,7 +29,7 @@ class Objective:
         embeds = self.base.embed(ids)
         with torch.autocast(self.base.device.type, torch.bfloat16, enabled=self.recipe.autocast):
             gists = make_gists(net, embeds, packing.nodes)
-        packed, positions, visible = self._packed(embeds, gists, packing)
+        packed, positions, visible = self.packed(embeds, gists, packing)
         places = torch.from_numpy(packing.places).to(ids.device)
         # Place i of the window is at 1 + i behind the sink, and foretells what comes next.
         foretelling = torch.from_numpy(packing.targets).to(ids.device)
@@ -53,9 +53,13 @@ class Objective:
             loss = loss + self.recipe.contrastive * self._contrast(gists, states[:, 1:], packing)
         return loss
 
-    def _packed(
+    def packed(
         self, embeds: torch.Tensor, gists: torch.Tensor, packing: Packing
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """What ``FrozenModel.hidden`` takes: embeddings ``[B, T, d]``, positions ``[T]``, who sees whom ``[T, T]``.
+
+        embeds: ``[B, W, d]`` of the windows; gists: ``[B, len(packing.nodes), d]``.
+        """
         device = embeds.device
         shown = torch.cat([self._sink.expand(len(embeds), -1, -1), embeds, gists.to(embeds.dtype)], dim=1)
         rows = torch.from_numpy(packing.rows).to(device)
