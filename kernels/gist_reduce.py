@@ -37,7 +37,8 @@ def gist_reduce(children: Tensor, queries: Tensor, bias: Tensor, rows: Tensor | 
 
     Parameters
     ----------
-    children: [n, 32, d], or, with ``rows``, [R, d]: an embedding table or the gist pool. Any float type.
+    children: [n, 32, d], or, with ``rows``, [R, d]: an embedding table or the gist pool. Any float type; on a GPU not
+        float64.
     queries: [H, d], float32 (or the type of the children). H ≤ 64.
     bias: [H, 32], of the type of the queries: by place in the block.
     rows: [n, 32] int64, which row each child is; each in [0, R).
@@ -94,7 +95,7 @@ def _(grad: Tensor, weights: Tensor, children: Tensor, queries: Tensor, rows: Te
 
 def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     children, queries, _, rows = inputs
-    ctx.save_for_backward(output[1], children, queries, rows)
+    ctx.save_for_backward(output[1], children.contiguous(), queries, rows.contiguous() if rows is not None else None)
     ctx.mark_non_differentiable(output[1])
 
 
@@ -106,8 +107,13 @@ def _differentiate(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ..
         # One product over all children of all nodes, which is what GEMM libraries are for.
         gathered = _gather(children, rows).flatten(0, 1).to(of_scores.dtype)
         of_queries = (of_scores.transpose(0, 1).flatten(1) @ gathered).to(queries.dtype)
-    if rows is not None:
-        of_children = torch.zeros_like(children).index_add_(0, rows.flatten(), of_children.flatten(0, 1))
+    if not ctx.needs_input_grad[0]:
+        of_children = None  # a frozen embedding table is large
+    elif rows is not None:
+        # A row may be the child of many: their sum is taken in a wide type and rounded once.
+        wide = torch.zeros(children.shape, dtype=of_scores.dtype, device=children.device)
+        wide.index_add_(0, rows.flatten(), of_children.flatten(0, 1).to(wide.dtype))
+        of_children = wide.to(children.dtype)
     return of_children, of_queries, of_scores.sum(dim=0).to(queries.dtype), None
 
 
@@ -229,6 +235,7 @@ def gist_reduce_backward_kernel(  # type: ignore[no-untyped-def]
 
 def _forward(children: Tensor, queries: Tensor, bias: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor]:
     n, heads, d = (children if rows is None else rows).shape[0], queries.shape[0], children.shape[-1]
+    assert children.element_size() <= 4, f"{children.dtype} children are for the host only"
     children, rows = children.contiguous(), rows.contiguous() if rows is not None else None
     out = torch.empty(n, heads, d, dtype=children.dtype, device=children.device)
     weights = torch.empty(n, heads, BLOCK, dtype=torch.float32, device=children.device)

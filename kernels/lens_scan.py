@@ -24,7 +24,7 @@ def lens_scan_reference(
     """Obviously right form of :func:`lens_scan`: one node after the other, in float64 (values float32)."""
     scores = []
     for node, key in enumerate(keys):
-        score = float((key.double() * query.double()).sum())
+        score = float((key.double() * query.double()).sum())  # -inf counts as no score, as a NaN does
         scores.append(score * float(scales[node]) if scales is not None else score)
     return _best_reference(scores, keep, group)
 
@@ -124,7 +124,7 @@ def _empty(like: Tensor, nodes: int, keep: int, group: int) -> tuple[Tensor, Ten
 def _best_reference(scores: list[float], keep: int, group: int) -> tuple[Tensor, Tensor]:
     values, nodes = [], []
     for start in range(0, len(scores), group):
-        known = {i: scores[i] for i in range(start, min(start + group, len(scores))) if scores[i] == scores[i]}
+        known = {i: scores[i] for i in range(start, min(start + group, len(scores))) if scores[i] > float("-inf")}
         best = sorted(known, key=lambda i: (-known[i], i))[:keep]
         missing = keep - len(best)
         values.append([known[i] for i in best] + [float("-inf")] * missing)
@@ -227,7 +227,8 @@ def lexical_scan_kernel(  # type: ignore[no-untyped-def]
 
 
 def _scan_keys(keys: Tensor, query: Tensor, keep: int, group: int, scales: Tensor | None) -> tuple[Tensor, Tensor]:
-    assert keys.is_contiguous(), "keys have to be contiguous"
+    assert keys.is_contiguous() and (scales is None or scales.is_contiguous()), "keys, scales have to be contiguous"
+    assert group * triton.next_power_of_2(keys.shape[1]) <= 1 << 15, "group · k is at most 32,768 on a GPU"
     n, k = keys.shape
     values, nodes = _empty(keys, n, keep, group)
     if n:
@@ -268,7 +269,7 @@ def _scan_tokens(tokens: Tensor, weights: Tensor, keep: int, group: int) -> tupl
 
 
 def _warps(elements: int) -> int:
-    """So that a lane has at most 64 elements of a group, and registers do not spill."""
+    """So that a lane has at most 64 elements of the groups that are compiled in the tests, and nothing spills."""
     return min(16, 1 << max(0, -(-elements // (64 * 32)) - 1).bit_length())
 
 

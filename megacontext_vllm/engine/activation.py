@@ -164,6 +164,8 @@ def _at_odds_with_gists(config: Any) -> str | None:
         "--enable-prompt-embeds": config.model_config.enable_prompt_embeds,
         # A drafter that shares the embedding layer has no slots of the target's layers.
         "speculative decoding other than n-gram": speculation is not None and speculation.method != "ngram",
+        # An adapter of the embedding would add the row of the span's first token to its gist.
+        "LoRA adapters": config.lora_config is not None,
         # Both hand prompt ids to others before they are sanitised.
         "a KV connector": config.kv_transfer_config is not None,
         "KV cache events": config.kv_events_config is not None and config.kv_events_config.enable_kv_cache_events,

@@ -29,6 +29,11 @@ class SpanTable:
     active: bool = False
 
 
+OVERLAY = "megacontext_overlay"
+OVERLAY_VERSION = 1
+"""To be put into vLLM's ``additional_config`` where there is an overlay: its cache of compiled models is found by that,
+and a model compiled without the overlay would show no gist, silently. Another number for another operator."""
+
 # One model per worker process. A module global because the operator may only take tensors and plain values.
 _span_table: SpanTable | None = None
 

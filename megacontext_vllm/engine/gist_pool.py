@@ -65,7 +65,9 @@ class GistPool:
     def run(self, work: StepWork | None) -> None:
         """Do one step's work. Called before every forward pass, also with nothing to do: it clears the last step."""
         spans = self.spans
-        assert spans is not None, "a step before the KV cache exists"
+        if spans is None:  # vLLM's V2 runner profiles through this, before there is a KV cache
+            assert work is None, "a step before the KV cache exists"
+            return
         self._fills.begin_step()
         if len(self._shown):
             spans.table[self._shown] = -1
@@ -77,8 +79,8 @@ class GistPool:
             self._make_gists(job, work.model_fingerprint)
         self._fills.copy([self._read_fill(fill) for fill in work.fills])
         if len(work.slots):
-            self._shown = torch.from_numpy(work.slots).to(self.device)
-            spans.table[self._shown] = torch.from_numpy(work.rows).to(self.device)
+            self._shown = self._to_device(work.slots)
+            spans.table[self._shown] = self._to_device(work.rows)
             spans.active = True
 
     def _make_gists(self, job: GistJob, model_fingerprint: bytes) -> None:
@@ -101,17 +103,22 @@ class GistPool:
             gists = self.net(children.float(), job.level).to(dtype)
             header = Header(job.level, ROW_TYPES[dtype], self.dim, 0, model_fingerprint, self.net.fingerprint)
             (replace_gists if job.again else append_gists)(path, header, job.start, tensor_to_rows(gists))
-        except (MegaContextError, OSError, IndexError) as error:
+        except (MegaContextError, OSError, IndexError, torch.OutOfMemoryError) as error:
             # Not committed; the scheduler sees the count stand still, tries again and then does without gists.
             logger.error("MegaContext could not write gists of level %d: %s", job.level, error)
+
+    def _to_device(self, array: np.ndarray) -> torch.Tensor:
+        """Without waiting for what the device is still computing, which memory that is not pinned would do."""
+        tensor = torch.from_numpy(array)
+        return (tensor.pin_memory() if self.device.type == "cuda" else tensor).to(self.device, non_blocking=True)
 
     def _read_fill(self, fill: PageFill) -> Rows:
         first, count = fill.page * BLOCK + fill.offset, fill.stop - fill.start
         try:
             return Rows(first, self._read(Path(fill.path), fill.start, fill.stop))
         except (MegaContextError, OSError, IndexError) as error:
-            # The rows were committed when the step was scheduled: somebody took the file away. One answer will be
-            # wrong, and says so here; the server and its other requests go on.
+            # The rows were committed when the step was scheduled: somebody took the file away. Answers that show them
+            # will be wrong until their page is given away, and this says so; the server and other requests go on.
             logger.error("MegaContext shows zeros for gists that it cannot read any more: %s", error)
             return Rows(first, torch.zeros(count, self.dim, dtype=self.dtype))
 

@@ -248,9 +248,7 @@ class MegaContextScheduling:
 
     # ---- requests out ---------------------------------------------------------------------------------------------
 
-    def finish_requests(
-        self, request_ids: str | Iterable[str] | None, finished_status: RequestStatus
-    ) -> list[Request]:
+    def finish_requests(self, request_ids: str | Iterable[str] | None, finished_status: RequestStatus) -> list[Request]:
         if isinstance(request_ids, str):
             request_ids = [request_ids]
         elif request_ids is not None:

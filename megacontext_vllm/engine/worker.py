@@ -10,7 +10,13 @@ from vllm.v1.worker.gpu_worker import Worker
 
 from megacontext_vllm.config import SECTION, MegaContextConfig, parse_config
 from megacontext_vllm.engine.description import WorkerDescription
-from megacontext_vllm.engine.embedding import find_embedding, install_span_table, overlay_embedding
+from megacontext_vllm.engine.embedding import (
+    OVERLAY,
+    OVERLAY_VERSION,
+    find_embedding,
+    install_span_table,
+    overlay_embedding,
+)
 from megacontext_vllm.engine.gist_net import choose_gist_net, describe, digest_of
 from megacontext_vllm.engine.gist_pages import check_pool_size, pages_needed
 from megacontext_vllm.engine.gist_pool import GistPool
@@ -45,6 +51,7 @@ class MegaContextWorker:
         model_config, scheduling = config.model_config, config.scheduler_config
         dim = model_config.get_hidden_size()
         layer = overlay_embedding(find_embedding(model, model_config.get_vocab_size(), dim))
+        config.additional_config[OVERLAY] = OVERLAY_VERSION
         needed = pages_needed(scheduling.max_num_batched_tokens, scheduling.max_num_seqs)
         pages = settings.gist_pool_pages or needed
         check_pool_size(pages, needed, page_bytes=32 * dim * layer.weight.element_size())

@@ -58,8 +58,7 @@ class LexicalLens:
     def score(self, tokens: npt.NDArray[np.uint32], query: Query) -> npt.NDArray[np.float32]:
         """Utility of each full block for the question.
 
-        tokens   uint32 [N], the history; hits inside ``[query.start, query.end)`` do not count, the question is shown
-                 anyhow and would outshine its answers.
+        tokens   uint32 [N], the history; hits inside the question itself do not count: it would outshine its answers.
         returns  float32 [N // 32] in [0, 1], the best block 1; all 0 if nothing matches.
         """
         blocks = len(tokens) // BLOCK
@@ -72,7 +71,7 @@ class LexicalLens:
         slot_of[slots] = np.arange(len(slots), dtype=np.int16)
         slot_of_token = slot_of[self._table]
         hits = slot_of_token.take(tokens[: blocks * BLOCK], mode="clip")
-        hits[query.start : query.end] = -1
+        query.blank(hits)
         at = np.flatnonzero(hits >= 0)
         slot = hits[at]
         block = at // BLOCK

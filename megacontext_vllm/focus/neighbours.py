@@ -62,8 +62,8 @@ def _goes_over(
     has = begin < stop  # what is useful by its neighbours' words alone has none of its own
     left, right = np.zeros((2, len(blocks)), dtype=np.bool_)
     blocks, first, last = blocks[has], hits[begin[has]], hits[stop[has] - 1]
-    place = blocks[:, None] * BLOCK + np.arange(BLOCK)  # [blocks, 32]
-    ended = ends.take(tokens[place], mode="clip")
-    left[has] = ~(ended & (place < first[:, None])).any(axis=1)
-    right[has] = ~(ended & (place >= last[:, None])).any(axis=1)
+    ended = ends.take(tokens[: len(tokens) // BLOCK * BLOCK].reshape(-1, BLOCK)[blocks], mode="clip")  # [blocks, 32]
+    place = np.arange(BLOCK, dtype=np.int8)
+    left[has] = ~(ended & (place < (first - blocks * BLOCK).astype(np.int8)[:, None])).any(axis=1)
+    right[has] = ~(ended & (place >= (last - blocks * BLOCK).astype(np.int8)[:, None])).any(axis=1)
     return left, right

@@ -7,6 +7,7 @@ two ends of the prompt are looked at: the cost does not depend on the length of 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,12 +34,19 @@ class Query:
 
     terms, weights  int64 and float32 [terms]: token ids in order of the text, and how much each counts.
     start, end      the asking part of the prompt ``[start, end)``: it must be shown raw, with all that follows it.
+    opening         ``[start, stop)`` of an instruction at the beginning whose terms count too; (0, 0) without one.
     """
 
     terms: npt.NDArray[np.int64]
     weights: npt.NDArray[np.float32]
     start: int
     end: int
+    opening: tuple[int, int] = (0, 0)
+
+    def blank(self, values: npt.NDArray[Any]) -> None:
+        """Set ``values`` ``[≥ end]``, one a token, to -1 where the prompt itself asks: it is no evidence for itself."""
+        values[self.start : self.end] = -1
+        values[slice(*self.opening)] = -1
 
 
 @dataclass(frozen=True)
@@ -74,7 +82,8 @@ def find_query(
     message = _last_message(tokens, special_ids, decode)
     closing = _last_paragraph(tokens, message, decode, max_terms)
     last = tokens[closing.start : closing.end]
-    opening = _opening(tokens, special_ids, message, closing.start, decode)[:max_terms]
+    first, stop = _opening(tokens, special_ids, message, closing.start, decode)
+    opening = tokens[first : min(stop, first + max_terms)]
     # Where the end asks, the first line counts only if it reads like an instruction: else it is the document's title.
     if "?" in decode(last.tolist()) and not decode(opening.tolist()).rstrip().endswith((":", "?")):
         opening = tokens[:0]
@@ -88,7 +97,7 @@ def find_query(
         major[:before] = _minor_weight(before, len(major) - before)
     minor[:] = _minor_weight(len(minor), len(major))
     terms = np.concatenate([opening, last]).astype(np.int64)
-    return Query(terms, weights, closing.start, message.end)
+    return Query(terms, weights, closing.start, message.end, (first, first + len(opening)) if len(opening) else (0, 0))
 
 
 def _minor_weight(count: int, of: int) -> float:
@@ -186,8 +195,8 @@ def _last_paragraph(tokens: npt.NDArray[np.uint32], message: _Message, decode: D
 
 def _opening(
     tokens: npt.NDArray[np.uint32], special_ids: frozenset[int], message: _Message, before: int, decode: Decode
-) -> npt.NDArray[np.uint32]:
-    """The message's first line if it is short enough to be an instruction, else nothing."""
+) -> tuple[int, int]:
+    """``[start, stop)`` of the message's first line if it is short enough to be an instruction, else nothing."""
     start = message.start
     if not message.opened:
         # It began before the search did. In a prompt of one long message that is after the last header of the head.
@@ -200,5 +209,6 @@ def _opening(
         words += _has_word(text)
         if "\n" in text and words >= _MIN_WORDS:
             line = tokens[start : start + i + 1]
-            return line if len(line) <= _OPENING_PLAIN or "?" in decode(line.tolist()) else tokens[:0]
-    return tokens[:0]
+            short = len(line) <= _OPENING_PLAIN or "?" in decode(line.tolist())
+            return (start, start + len(line)) if short else (0, 0)
+    return (0, 0)

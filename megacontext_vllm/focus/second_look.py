@@ -45,7 +45,7 @@ def look_again(
     if len(clear) != 1 or len(apart(utility, _RIVAL, _RIVALS + 1)) > _RIVALS:
         return utility
     terms = lens.terms(tokens)
-    terms[query.start : query.end] = -1  # the question is shown anyhow
+    query.blank(terms)
     known = set(lens.terms(query.terms.astype(np.uint32)).tolist()) - {-1}
     reader = _Reader(tokens, terms, lens)
     seen = np.zeros(len(utility), dtype=np.bool_)
@@ -99,14 +99,22 @@ def _places(
     used: set[int] = set()
     if not named:
         return utility, used
-    is_named = np.zeros(int(terms.max(initial=-1)) + 2, dtype=np.bool_)  # the last one is for -1
-    is_named[[term[0] for term in named]] = True
+    numbers = int(terms.max(initial=-1)) + 2  # the last one is for -1
+    count = np.bincount(terms + 1, minlength=numbers)[1:]
+    # More than this cannot stand in so few blocks; of two that stand side by side, one has to be rare enough.
+    most = BLOCK * (_RARE + int(seen.sum()))
+    named = {term for term in named if min(count[part] for part in term) <= most}
+    # A pair is looked up by its rarer part.
+    rarer = {term: min(range(len(term)), key=lambda i: (count[term[i]], i)) for term in named}
+    is_named = np.zeros(numbers, dtype=np.bool_)
+    is_named[[term[place] for term, place in rarer.items()]] = True
     at = np.flatnonzero(is_named[terms])
     first = terms[at]
-    for term in named:
-        where = at[first == term[0]]
+    for term, place in rarer.items():
+        where = at[first == term[place]] - place
         if len(term) == 2:
-            where = where[terms.take(where + 1, mode="clip") == term[1]]
+            where = where[(where >= 0) & (where + 1 < len(terms))]
+            where = where[(terms[where] == term[0]) & (terms[where + 1] == term[1])]
         blocks = np.unique(where // BLOCK)
         elsewhere = blocks[blocks < len(seen)]
         elsewhere = elsewhere[~seen[elsewhere]]

@@ -15,6 +15,7 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from megacontext_vllm.engine import activation
 from megacontext_vllm.engine.activation import is_active
+from megacontext_vllm.engine.embedding import OVERLAY, OVERLAY_VERSION
 from megacontext_vllm.engine.patches import MARK
 from megacontext_vllm.engine.register import register
 from megacontext_vllm.engine.versions import is_tested
@@ -255,3 +256,21 @@ def test_the_kill_switch_leaves_stock_vllm(tiny_model: Path, switch: str, ours: 
     if not ours:
         assert classes.split()[1] == "None" and classes.split()[2] in STOCK_WORKERS
     assert f"loaded {ours}" in ran.stdout
+
+
+# ---- gists ----------------------------------------------------------------------------------------------------------
+
+
+def test_gists_are_refused_beside_lora_only_if_they_are_asked_for(configure: Configure) -> None:
+    with pytest.raises(UnsupportedEngineError, match="LoRA adapters"):
+        configure({"gist_net": "random:1"}, enable_lora=True)
+    assert configure({}, enable_lora=True).additional_config == {"megacontext": {"gist_net": "none"}}
+    assert configure({"gist_net": "none"}, enable_lora=True).additional_config == {"megacontext": {"gist_net": "none"}}
+
+
+def test_a_model_compiled_with_the_overlay_is_another_one_to_the_cache(configure: Configure) -> None:
+    """As the worker notes it; else a model compiled without it would be loaded, and show no gists."""
+    config = configure({})
+    before = config.compute_hash()
+    config.additional_config[OVERLAY] = OVERLAY_VERSION
+    assert config.compute_hash() != before

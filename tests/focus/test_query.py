@@ -160,3 +160,17 @@ def test_only_the_ends_are_read() -> None:
     poisoned[1024:-4096] = 0xFFFFFFFF  # decoding this would fail
     query = find_query(poisoned, frozenset(range(len(SPECIAL))), toy.decode)
     assert toy.decode(query.terms.tolist()).strip() == QUESTION
+
+
+def test_an_opening_is_told_and_is_no_evidence_for_itself() -> None:
+    """The question before the document: its own words would outshine their answers."""
+    toy, prompt = Toy(), chatml(("user", "Where is the walnut mill?\n" + text(2000)))
+    query, _, _ = toy.find(prompt)
+    tokens = toy.encode(prompt)
+    first, stop = query.opening
+    assert toy.decode(tokens[first:stop].tolist()).strip() == "Where is the walnut mill?"
+    marks = np.zeros(len(tokens), dtype=np.int16)
+    query.blank(marks)
+    assert (marks[first:stop] == -1).all() and (marks[query.start : query.end] == -1).all()
+    assert np.count_nonzero(marks) == stop - first + query.end - query.start
+    assert toy.find(chatml(("user", text(2000) + "\nWhere is the walnut mill?")))[0].opening == (0, 0)

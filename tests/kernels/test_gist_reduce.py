@@ -104,6 +104,29 @@ def test_torch_finds_the_operators_well_behaved(by_rows: bool) -> None:
     torch.library.opcheck(module._gist_reduce_backward, arguments)
 
 
+def test_children_with_gaps_between_them(interpreted: Callable[[str], ModuleType]) -> None:
+    """A slice of a wider tensor: what is saved for the backward kernel is contiguous, as the kernel takes it to be."""
+    children, queries, bias, _ = make(2, 3, 8, torch.float32, by_rows=False)
+    wide = torch.full((2, BLOCK, 20), float("nan"))
+    wide[..., 5:13] = children
+    kernels = interpreted("gist_reduce")
+    torch.testing.assert_close(
+        kernels._forward(wide[..., 5:13], queries, bias, None)[0], gist_reduce(children, queries, bias)
+    )
+    sliced = wide[..., 5:13].detach().requires_grad_()
+    gist_reduce(sliced, queries, bias).sum().backward()
+    plain = children.clone().requires_grad_()
+    gist_reduce(plain, queries, bias).sum().backward()
+    torch.testing.assert_close(sliced.grad, plain.grad)
+
+
+def test_a_frozen_table_gets_no_gradient() -> None:
+    children, queries, bias, rows = make(2, 3, 8, torch.float32, by_rows=True)
+    queries.requires_grad_()
+    gist_reduce(children.nan_to_num(), queries, bias, rows).sum().backward()
+    assert queries.grad is not None and queries.grad.abs().sum() > 0
+
+
 def test_compiles_without_a_graph_break() -> None:
     children, queries, bias, _ = make(3, 2, 8, torch.float32, by_rows=False)
     compiled = torch.compile(gist_reduce, fullgraph=True, backend="aot_eager")

@@ -21,8 +21,10 @@ def test_samples_reach_from_the_first_token_to_the_last() -> None:
 
 
 def test_the_serving_type_does_not_matter_but_the_values_do() -> None:
-    rows = torch.randn(SAMPLED, 8).bfloat16()
+    # Wide rows of small values: some are below what float16 holds exactly.
+    rows = (torch.randn(SAMPLED, 2048, generator=torch.Generator().manual_seed(0)) * 0.02).bfloat16()
     assert embedding_digest(rows) == embedding_digest(rows.float()) == embedding_digest(rows.double())
+    assert not torch.equal(rows.half().bfloat16(), rows) and embedding_digest(rows) == embedding_digest(rows.half())
     assert embedding_digest(rows) != embedding_digest(rows * 1.5)
 
 
