@@ -93,6 +93,12 @@ class GistPages:
             rows.append(page * BLOCK + index % BLOCK)
         return rows, fills
 
+    def forget(self, folder: str) -> None:
+        """Gists of the tree in ``folder`` are made again: its pages are to be filled anew before they are shown."""
+        for key, (page, _) in self._resident.items():
+            if key.path.startswith(f"{folder}/"):
+                self._resident[key] = (page, 0)
+
     def _take(self, pinned: Set[PageKey]) -> int:
         if self._free:
             return self._free.pop()

@@ -123,6 +123,9 @@ class MegaContextScheduling:
                         logger.error("MegaContext: %s", error)
                         self._plan_without_gists(held)
                         continue
+                    if held.ingest.refresh is not None and self.gist_pages is not None:
+                        # What is on the device may be the damage that was found on the disk, or an older net's.
+                        self.gist_pages.forget(str(held.plan.tree.path))
             if held.ingest is not None and not held.ingest.covers(held.plan.length):
                 if not held.ingest.failed:
                     continue

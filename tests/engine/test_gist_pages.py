@@ -116,6 +116,15 @@ def test_pages_of_the_step_before_are_not_given_away() -> None:
     assert pages.place([("second", 0, 32)])[1] == []
 
 
+def test_pages_of_a_tree_that_was_forgotten_are_filled_anew() -> None:
+    pages = GistPages(4)
+    pages.place([("a/t/LOD1.ctx", 3, 40), ("a/t2/LOD1.ctx", 3, 40)])
+    pages.forget("a/t")
+    rows, fills = pages.place([("a/t/LOD1.ctx", 3, 40), ("a/t2/LOD1.ctx", 3, 40)])
+    assert [(fill.path, fill.start, fill.stop, fill.offset) for fill in fills] == [("a/t/LOD1.ctx", 0, 32, 0)]
+    assert pages.resident == 2 and fills[0].page == rows[0] // 32
+
+
 def test_nothing_wanted_nothing_done() -> None:
     assert GistPages(1).place([]) == ([], [])
 
