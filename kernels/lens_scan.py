@@ -163,6 +163,19 @@ def _score_tokens(tokens: Tensor, weights: Tensor) -> Tensor:
 
 
 @triton.jit
+def keep_best(values, nodes, b_score, i_g, keep, G: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Write the ``keep`` best of the scores [G] of group ``i_g``: one after the other, each then out of the race."""
+    o_g = tl.arange(0, G)
+    b_score = tl.where(b_score == b_score, b_score, float("-inf"))  # what is no number is the worst
+    for i in range(keep):
+        best = tl.max(b_score, axis=0)
+        at = tl.min(tl.where(b_score == best, o_g, G), axis=0)
+        tl.store(values + i_g * keep + i, best)
+        tl.store(nodes + i_g * keep + i, tl.where(best > float("-inf"), i_g * G + at, -1))
+        b_score = tl.where(o_g == at, float("-inf"), b_score)
+
+
+@triton.jit
 def lens_scan_kernel(  # type: ignore[no-untyped-def]
     values,  # *fp32 [groups, keep]
     nodes,  # *int64 [groups, keep]
@@ -187,14 +200,7 @@ def lens_scan_kernel(  # type: ignore[no-untyped-def]
     b_score = tl.sum(b_key.to(tl.float32) * b_q[None, :], axis=1)  # [G]
     if SCALED:
         b_score *= tl.load(scales + i_n, mask=m_n, other=0.0)
-    b_score = tl.where(m_n & (b_score == b_score), b_score, float("-inf"))
-    for i in range(keep):
-        best = tl.max(b_score, axis=0)
-        at = tl.min(tl.where(b_score == best, o_g, G), axis=0)
-        found = best > float("-inf")
-        tl.store(values + i_g * keep + i, best)
-        tl.store(nodes + i_g * keep + i, tl.where(found, i_g * G + at, -1))
-        b_score = tl.where(o_g == at, float("-inf"), b_score)
+    keep_best(values, nodes, tl.where(m_n, b_score, float("-inf")), i_g, keep, G)
 
 
 @triton.jit
@@ -216,14 +222,7 @@ def lexical_scan_kernel(  # type: ignore[no-untyped-def]
     b_id = tl.load(tokens + i_n[:, None] * 32 + o_t[None, :], mask=m_n[:, None], other=0)  # [G, 32]
     b_id = tl.where((b_id >= 0) & (b_id < vocabulary), b_id, vocabulary - 1)
     b_score = tl.sum(tl.load(weights + b_id), axis=1)  # [G]
-    b_score = tl.where(m_n & (b_score == b_score), b_score, float("-inf"))
-    for i in range(keep):
-        best = tl.max(b_score, axis=0)
-        at = tl.min(tl.where(b_score == best, o_g, G), axis=0)
-        found = best > float("-inf")
-        tl.store(values + i_g * keep + i, best)
-        tl.store(nodes + i_g * keep + i, tl.where(found, i_g * G + at, -1))
-        b_score = tl.where(o_g == at, float("-inf"), b_score)
+    keep_best(values, nodes, tl.where(m_n, b_score, float("-inf")), i_g, keep, G)
 
 
 def _scan_keys(keys: Tensor, query: Tensor, keep: int, group: int, scales: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 import importlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
@@ -14,7 +14,7 @@ os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 
 
 @pytest.fixture
-def interpreted(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
+def interpreted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], ModuleType]]:
     """``interpreted("span_gather")``: the module, its kernels run by Triton's interpreter for as long as the test.
 
     TRITON_INTERPRET=1 decides when Triton is imported, for the whole process, in which nothing could be compiled any
@@ -22,6 +22,7 @@ def interpreted(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
     """
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     import triton.language
+    from triton.runtime import interpreter
     from triton.runtime.interpreter import InterpretedFunction, InterpreterBuilder
     from triton.runtime.jit import JITFunction
 
@@ -34,9 +35,15 @@ def interpreted(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
         return module
 
     monkeypatch.setattr(InterpreterBuilder, "create_dot", _dot)
+    # A call of one kernel function by another patches Triton's language for good, and nothing would compile any more.
+    scopes: list[Any] = []
+    patch = interpreter._patch_lang
+    monkeypatch.setattr(interpreter, "_patch_lang", lambda fn: scopes.append(patch(fn)) or scopes[-1])
     interpret(triton.language.standard)
     interpret(triton.language)
-    return lambda name: interpret(importlib.import_module(f"megacontext_vllm.kernels.{name}"))
+    yield lambda name: interpret(importlib.import_module(f"megacontext_vllm.kernels.{name}"))
+    for scope in reversed(scopes):
+        scope.restore()
 
 
 def _dot(self: Any, a: Any, b: Any, d: Any, input_precision: Any, max_num_imprecise_acc: Any) -> Any:
