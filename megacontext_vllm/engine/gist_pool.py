@@ -62,6 +62,12 @@ class GistPool:
         return self.spans
 
     @torch.inference_mode()
+    def profile(self, tokens_per_step: int) -> None:
+        """Make as many gists as one step does at most, of nothing: vLLM then leaves the memory that this takes free."""
+        if self.writes:
+            self.net(torch.zeros(tokens_per_step // BLOCK, BLOCK, self.dim, device=self.device), 1)
+
+    @torch.inference_mode()
     def run(self, work: StepWork | None) -> None:
         """Do one step's work. Called before every forward pass, also with nothing to do: it clears the last step."""
         spans = self.spans

@@ -56,20 +56,26 @@ class MegaContextWorker:
         pages = settings.gist_pool_pages or needed
         check_pool_size(pages, needed, page_bytes=32 * dim * layer.weight.element_size())
         self.gist_pool = GistPool(net, layer, pages, writes=get_tp_group().rank_in_group == 0)
-        self._wrap_execute_model()
+        self._wrap_runner()
         return result
 
-    def _wrap_execute_model(self) -> None:
-        # The runner's method, not the worker's: Ray's executor calls the former.
-        stock = self.model_runner.execute_model
+    def _wrap_runner(self) -> None:
+        # The runner's methods, not the worker's: Ray's executor calls the former.
+        stock, stock_profile_run = self.model_runner.execute_model, self.model_runner.profile_run
         pool = self.gist_pool
         assert pool is not None
+        tokens_per_step = self._settings.gist_tokens_per_step
 
         def execute_model(scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
             pool.run(getattr(scheduler_output, ATTRIBUTE, None))
             return stock(scheduler_output, *args, **kwargs)
 
+        def profile_run(*args: Any, **kwargs: Any) -> Any:
+            pool.profile(tokens_per_step)
+            return stock_profile_run(*args, **kwargs)
+
         self.model_runner.execute_model = execute_model
+        self.model_runner.profile_run = profile_run
 
     def initialize_from_config(self, kv_cache_config: KVCacheConfig) -> Any:
         """Set up the KV cache, then the span table over its slots: before graphs are captured."""

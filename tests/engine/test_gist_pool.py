@@ -199,6 +199,14 @@ def test_misuse() -> None:
         GistPool(RandomGistNet(DIM, 0), torch.nn.Embedding(2, DIM, dtype=torch.float64), 1, True)  # type: ignore[arg-type]
 
 
+def test_profiling_makes_as_many_gists_as_a_step_may() -> None:
+    for writes in (True, False):
+        pool, made = make_pool(bound=False, writes=writes), []
+        pool.net.register_forward_pre_hook(lambda net, given, made=made: made.append(given[0].shape))
+        pool.profile(1024)
+        assert made == ([(32, 32, DIM)] if writes else [])
+
+
 def test_a_profiling_run_before_there_is_a_kv_cache_does_nothing() -> None:
     """vLLM's V2 runner profiles through ``execute_model``; a step with work at that time would be a bug."""
     pool = make_pool(bound=False)
