@@ -22,7 +22,7 @@ def folder(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A net of the model's width that was never trained, but is not the mean either, with a card for this model."""
     base = FrozenModel.load(model_dir, torch.float32)
     torch.manual_seed(0)
-    net = PoolingGistNet(base.dim, 4, 64, 2, EmbeddingSpace.of(base.table.weight))
+    net = PoolingGistNet(base.dim, 4, 64, 2, space=EmbeddingSpace.of(base.table.weight))
     torch.nn.init.normal_(net.project.weight, std=0.05)
     folder = tmp_path_factory.mktemp("gistnet")
     save(net, folder, Card(net.architecture, net.sizes, base.dim, base.name, base.fingerprint.hex()))
