@@ -9,7 +9,8 @@ import numpy.typing as npt
 
 from megacontext_vllm.tree.nodes import BLOCK
 
-_INHERIT = 0.95
+INHERIT = 0.95
+"""What a neighbour gets where few places answer."""
 _INHERIT_OF_MANY = 0.8  # by a neighbour that no sentence of the block goes over to
 _ALIKE, _FEW = 0.7, 3  # blocks this good beside the best, and how many of them are few
 _JUDGED = 0.5  # blocks less good than this need no exact look
@@ -27,16 +28,23 @@ def lend(
     ends    bool [V]: whether a token ends a sentence or a line; ids beyond count as the last.
     """
     best = utility.max(initial=0.0)
-    to_left = to_right = np.full(len(utility), _INHERIT, dtype=np.float32)
+    to_left = to_right = np.full(len(utility), INHERIT, dtype=np.float32)
     if best > 0 and len(apart(utility, _ALIKE * best, _FEW + 1)) > _FEW:
         judged = np.flatnonzero(utility >= _JUDGED * best)
         left, right = _goes_over(judged, tokens, hits, ends)
         to_left, to_right = np.full((2, len(utility)), _INHERIT_OF_MANY, dtype=np.float32)
-        to_left[judged[left]] = to_right[judged[right]] = _INHERIT
-    spread = utility.copy()
-    np.maximum(spread[1:], (to_right * utility)[:-1], out=spread[1:])
-    np.maximum(spread[:-1], (to_left * utility)[1:], out=spread[:-1])
-    return spread
+        to_left[judged[left]] = to_right[judged[right]] = INHERIT
+    return spread(utility, to_left * utility, to_right * utility)
+
+
+def spread(
+    utility: npt.NDArray[np.float32], to_left: npt.NDArray[np.float32], to_right: npt.NDArray[np.float32]
+) -> npt.NDArray[np.float32]:
+    """Each block's own utility or what it is lent, whichever is more; all float32 [blocks], none is changed."""
+    most = utility.copy()
+    np.maximum(most[1:], to_right[:-1], out=most[1:])
+    np.maximum(most[:-1], to_left[1:], out=most[:-1])
+    return most
 
 
 def apart(utility: npt.NDArray[np.float32], least: float, most: int) -> list[int]:

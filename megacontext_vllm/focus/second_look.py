@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megacontext_vllm.focus.lexical import LexicalLens
-from megacontext_vllm.focus.neighbours import apart
+from megacontext_vllm.focus.neighbours import INHERIT, apart, spread
 from megacontext_vllm.focus.query import Query
 from megacontext_vllm.tree.nodes import BLOCK
 
@@ -20,7 +20,6 @@ LOOKS = 2  # a chain of three facts
 _CLEAR, _RIVAL, _RIVALS = 0.9, 0.7, 3  # where several places answer this well, the question asks for many things
 _RARE = 4  # further blocks that a term may stand in
 _WORTH = 0.8  # of a place that one term names, and no other block has; beside 1 for the best of the first look
-_INHERIT = 0.95  # of a block by its neighbours: sentences straddle
 _FOLLOWED = 0.5 * _WORTH  # places at least this useful are read in turn
 _REACH = 32  # tokens of a sentence that are read, to either side of what was found in it
 _OVERHANG = 8  # tokens beyond a block in which a hit still counts as the block's
@@ -58,10 +57,8 @@ def look_again(
         if not anchors:
             break
         known = known | {part for term in named for part in term}
-        spread = led.copy()
-        np.maximum(spread[1:], _INHERIT * led[:-1], out=spread[1:])
-        np.maximum(spread[:-1], _INHERIT * led[1:], out=spread[:-1])
-        np.maximum(raised, spread, out=raised)
+        lent = np.float32(INHERIT) * led
+        np.maximum(raised, spread(led, lent, lent), out=raised)
         found = apart(led, _FOLLOWED, _RARE)
     return raised
 
