@@ -64,7 +64,16 @@ class MegaContextConfig(BaseModel):
     tail_tokens: int = Field(
         default=128, ge=1, description="Last tokens pinned raw. A longer question is pinned from its start."
     )
-    lens: Literal["lexical"] = Field(default="lexical", description="What scores where detail is needed.")
+    lens: Literal["blend", "lexical"] = Field(
+        default="blend",
+        description="What scores where detail is needed. 'lexical': words that the question has. 'blend': also words "
+        "that mean the like (LensNet, English).",
+    )
+    lens_net: Path | None = Field(
+        default=None,
+        description="LensNet of lens='blend': a folder that 'megacontext train lensnet' made. Default: the one that "
+        "comes with this version.",
+    )
     gap_marker: str = Field(default="\n[...]\n", description="Text shown in place of a hidden span.")
     gist_net: str | None = Field(
         default=None,

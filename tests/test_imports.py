@@ -14,8 +14,8 @@ OPEN = {f"{OURS}.errors", f"{OURS}.config"}
 ALLOWED = {
     "kernels": {"torch", "triton"},
     f"{OURS}/tree": {"numpy", "google_crc32c"},
-    f"{OURS}/nets": {"torch", "safetensors", f"{OURS}.kernels"},
-    f"{OURS}/focus": {"numpy", f"{OURS}.tree"},
+    f"{OURS}/nets": {"numpy", "torch", "transformers", "safetensors", f"{OURS}.kernels"},
+    f"{OURS}/focus": {"numpy", f"{OURS}.tree", f"{OURS}.nets.lensnet"},
     f"{OURS}/corpus": {"numpy", "tokenizers"},
 }
 

@@ -12,6 +12,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from megacontext_vllm.cli.train_lensnet import add_lensnet
 from megacontext_vllm.config import default_store
 from megacontext_vllm.errors import ConfigError
 from megacontext_vllm.training.gistnet.recipe import Limits, Recipe
@@ -51,7 +52,7 @@ def add_train_commands(commands: Any) -> None:
     """``commands``: the subparsers of ``megacontext``."""
     actions = commands.add_parser(
         "train",
-        help="make a GistNet for a model",
+        help="make a GistNet or a LensNet",
         description="Train the nets of MegaContext. The model itself never changes.",
     ).add_subparsers(title="nets", metavar="NET", required=True)
     gistnet = actions.add_parser(
@@ -81,6 +82,7 @@ def add_train_commands(commands: Any) -> None:
     )
     _add_recipe(gistnet.add_argument_group("recipe"))
     gistnet.set_defaults(run=train_gistnet)
+    add_lensnet(actions)
 
 
 def _add_recipe(group: Any) -> None:

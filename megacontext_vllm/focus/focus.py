@@ -14,11 +14,14 @@ import numpy.typing as npt
 from megacontext_vllm.config import MegaContextConfig
 from megacontext_vllm.errors import BudgetError
 from megacontext_vllm.focus.allocator import allocate
+from megacontext_vllm.focus.blend import blend
 from megacontext_vllm.focus.lexical import LexicalLens
+from megacontext_vllm.focus.meaning import MeaningLens
 from megacontext_vllm.focus.query import Decode, Query, find_query
 from megacontext_vllm.focus.second_look import look_again
 from megacontext_vllm.focus.vocabulary import special_ids, surface_strings
 from megacontext_vllm.focus.working_context import WorkingContext
+from megacontext_vllm.nets.lensnet import SHIPPED, load
 from megacontext_vllm.tree.nodes import BLOCK
 
 logger = logging.getLogger("vllm.megacontext")
@@ -37,10 +40,12 @@ class Scored:
 class Focus:
     """The lens, the tokenizer facts and the settings that decide what is shown of any prompt. Threads may share it.
 
+    lens                 finds what shares words with the question.
     special_ids, decode  as ``find_query`` wants them.
     head_tokens          first tokens to pin raw, at most a quarter of the window.
     tail_tokens          last tokens to pin raw; a longer question from its start, at most about half of the window.
     gap_ids              token ids of the marker in place of a hidden span.
+    meaning              finds what says it in other words; None: nothing does.
     """
 
     lens: LexicalLens
@@ -49,24 +54,34 @@ class Focus:
     head_tokens: int
     tail_tokens: int
     gap_ids: tuple[int, ...]
+    meaning: MeaningLens | None = None
 
     @staticmethod
     def of(tokenizer: Any, settings: MegaContextConfig) -> "Focus":
         """The focus that ``settings`` ask for, over any tokenizer of transformers or vLLM."""
+        vocabulary = surface_strings(tokenizer)
+        lexical = LexicalLens(vocabulary)
+        meaning = None
+        if settings.lens == "blend":
+            meaning = MeaningLens(vocabulary, load(settings.lens_net or SHIPPED), lexical.ending)
         return Focus(
-            LexicalLens(surface_strings(tokenizer)),
+            lexical,
             special_ids=special_ids(tokenizer),
             decode=lambda ids: str(tokenizer.decode(ids)),
             head_tokens=settings.head_tokens,
             tail_tokens=settings.tail_tokens,
             gap_ids=tuple(tokenizer.encode(settings.gap_marker, add_special_tokens=False)),
+            meaning=meaning,
         )
 
     def score(self, tokens: npt.NDArray[np.uint32]) -> Scored:
         """What a whole prompt (uint32 [N], with the template's special tokens) asks, and where it may be answered."""
         query = find_query(tokens, self.special_ids, self.decode)
-        utility = self.lens.score(tokens, query)
-        return Scored(len(tokens), query, look_again(tokens, query, utility, self.lens))
+        found = self.lens.find(tokens, query)
+        utility = look_again(tokens, query, found.utility, self.lens)
+        if self.meaning is not None:
+            utility = blend(utility, self.meaning.score(tokens, query), found.covered)
+        return Scored(len(tokens), query, utility)
 
     def allocate(
         self, scored: Scored, window: int, *, gists: bool, sealed: Sequence[tuple[int, int]] = ()

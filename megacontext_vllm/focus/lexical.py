@@ -7,12 +7,14 @@ inherits almost the score of its neighbours (neighbours.py: the answer often sta
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from megacontext_vllm.focus.neighbours import lend
 from megacontext_vllm.focus.query import Query
+from megacontext_vllm.focus.stop_words import STOP_WORDS
 from megacontext_vllm.tree.nodes import BLOCK
 
 _K1 = 1.2  # BM25's saturation; its length normalisation (b) is moot, all blocks are equally long
@@ -20,14 +22,17 @@ _NEIGHBOUR = 0.5
 _ENDS = (".", "?", "!", "\n")
 _PAIR = 2.0  # with 0, a five-digit number is five digits anywhere; 2 finds it, more gains nothing
 
-_STOP_WORDS = """
-    a about after all also am an and any are as at be been before being but by can could did do does doing done each
-    for from had has have having he her hers him his how i if in into is it its just like many may me might more most
-    much must my no nor not of on one only or other our out over own please she should so some such tell than that the
-    their them then there these they this those to too under until up upon us very was we were what when where which
-    while who whom whose why will with would you your
-    s t d ll re ve m don didn doesn isn wasn
-"""
+
+@dataclass(frozen=True)
+class Found:
+    """utility  float32 [N // 32] in [0, 1], the best block 1; all 0 if nothing matches.
+
+    covered  in [0, 1]: how much of the question the best block has, rare words for more. A word that stands nowhere
+             counts as the rarest.
+    """
+
+    utility: npt.NDArray[np.float32]
+    covered: float
 
 
 class LexicalLens:
@@ -35,37 +40,40 @@ class LexicalLens:
 
     def __init__(self, vocabulary: Sequence[str]) -> None:
         """vocabulary: the decoded text of each token id, e.g. ``" code"``."""
-        stop_words = frozenset(_STOP_WORDS.split())
         terms: dict[str, int] = {}
         # One more row than there are tokens: ids beyond the vocabulary (padded heads, new markers) clip to it.
         table = np.full(len(vocabulary) + 1, -1, dtype=np.int32)
         for token, text in enumerate(vocabulary):
             term = text.strip().casefold()
-            if any(map(str.isalnum, term)) and term not in stop_words:
+            if any(map(str.isalnum, term)) and term not in STOP_WORDS:
                 table[token] = terms.setdefault(term, len(terms))
         self._table = table
         ends = [text.rstrip(" ").endswith(_ENDS) for text in vocabulary]
-        self._ends = np.array([*ends, False], dtype=np.bool_)
+        self.ending = np.array([*ends, False], dtype=np.bool_)
+        """bool [V + 1]: whether a token ends a sentence or a line; ids beyond the vocabulary count as the last."""
 
     def ends(self, tokens: npt.NDArray[np.uint32]) -> npt.NDArray[np.bool_]:
         """Which tokens end a sentence or a line, bool of the same shape."""
-        return self._ends.take(tokens, mode="clip")
+        return self.ending.take(tokens, mode="clip")
 
     def terms(self, tokens: npt.NDArray[np.uint32]) -> npt.NDArray[np.int32]:
         """Which term each token is, int32 of the same shape: -1 for stop words and what has no letter or digit."""
         return self._table.take(tokens, mode="clip")
 
     def score(self, tokens: npt.NDArray[np.uint32], query: Query) -> npt.NDArray[np.float32]:
+        """The ``utility`` of ``find``."""
+        return self.find(tokens, query).utility
+
+    def find(self, tokens: npt.NDArray[np.uint32], query: Query) -> Found:
         """Utility of each full block for the question.
 
         tokens   uint32 [N], the history; hits inside the question itself do not count: it would outshine its answers.
-        returns  float32 [N // 32] in [0, 1], the best block 1; all 0 if nothing matches.
         """
         blocks = len(tokens) // BLOCK
         slots, weights, follows = self._slots(query)
         total = np.zeros(blocks, dtype=np.float32)
         if not len(weights) or not blocks:
-            return total
+            return Found(total, 0.0)
         # Gather over the vocabulary first, so that the history is gathered once: token -> slot of the question or -1.
         slot_of = np.full(int(self._table.max()) + 2, -1, dtype=np.int16)
         slot_of[slots] = np.arange(len(slots), dtype=np.int16)
@@ -76,8 +84,12 @@ class LexicalLens:
         slot = hits[at]
         block = at // BLOCK
 
+        whole = 0.0
         for weight, where in zip(weights, _grouped(slot, block, len(weights)), strict=True):
-            total += weight * _term_score(where, blocks)
+            score, idf = _term_score(where, blocks)
+            total += weight * score
+            whole += weight * idf
+        covered = min(1.0, float(total.max()) / whole) if whole else 0.0
         # Pairs of slots are numbered too, through a small square table: the same work as for single terms.
         number_of = np.full((len(slots), len(slots)), -1, dtype=np.int16)
         for number, (i, j) in enumerate(follows):
@@ -87,11 +99,11 @@ class LexicalLens:
         known = np.flatnonzero(pair >= 0)
         pair_block = block[together[known]]
         for weight, where in zip(follows.values(), _grouped(pair[known], pair_block, len(follows)), strict=True):
-            total += _PAIR * weight * _term_score(where, blocks)
+            total += _PAIR * weight * _term_score(where, blocks)[0]
 
-        spread = lend(total, tokens, at, self._ends)
+        spread = lend(total, tokens, at, self.ending)
         best = float(spread.max())
-        return spread / np.float32(best) if best > 0 else spread
+        return Found(spread / np.float32(best) if best > 0 else spread, covered)
 
     def _slots(self, query: Query) -> tuple[npt.NDArray[np.int32], list[float], dict[tuple[int, int], float]]:
         """Distinct terms of the question (int32 [slots]), their weights, and weights of its pairs of slots."""
@@ -120,15 +132,15 @@ def _grouped(label: npt.NDArray[np.int16], block: npt.NDArray[np.intp], labels: 
     return np.split(block[order], bounds[:-1]) if labels else []
 
 
-def _term_score(block: npt.NDArray[np.intp], blocks: int) -> npt.NDArray[np.float32]:
-    """idf x saturated frequency of one term; block: int [hits], the block of each hit. -> float32 [blocks]."""
+def _term_score(block: npt.NDArray[np.intp], blocks: int) -> tuple[npt.NDArray[np.float32], float]:
+    """idf x saturated frequency of one term in each block, float32 [blocks], and its idf; block: int [hits], where."""
     count = np.bincount(block, minlength=blocks).astype(np.float32)
     containing = int(np.count_nonzero(count))
+    idf = float(np.log(1 + (blocks - containing + 0.5) / (containing + 0.5)))
     if not containing:
-        return count
-    idf = np.float32(np.log(1 + (blocks - containing + 0.5) / (containing + 0.5)))
+        return count, idf
     near = count.copy()
     near[1:] += _NEIGHBOUR * count[:-1]
     near[:-1] += _NEIGHBOUR * count[1:]
-    scored: npt.NDArray[np.float32] = idf * near * np.float32(_K1 + 1) / (near + np.float32(_K1))
-    return scored
+    scored: npt.NDArray[np.float32] = np.float32(idf) * near * np.float32(_K1 + 1) / (near + np.float32(_K1))
+    return scored, idf

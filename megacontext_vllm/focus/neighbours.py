@@ -50,6 +50,11 @@ def spread(
 def apart(utility: npt.NDArray[np.float32], least: float, most: int) -> list[int]:
     """Up to ``most`` blocks of at least this utility, the best first (ties: the lower index), none beside a better."""
     blocks = np.flatnonzero(utility >= least)
+    if len(blocks) > 3 * most:
+        # Each place keeps at most two others away, so this many of the best have all that are kept; the rest need no
+        # sorting.
+        enough = np.partition(utility[blocks], len(blocks) - 3 * most)[len(blocks) - 3 * most]
+        blocks = np.flatnonzero(utility >= max(least, enough))
     kept: list[int] = []
     for block in blocks[np.argsort(-utility[blocks], kind="stable")].tolist():
         if all(abs(block - other) > 1 for other in kept):

@@ -4,12 +4,25 @@ from typing import Any
 
 
 def surface_strings(tokenizer: Any) -> list[str]:
-    """What each token id stands for in text, by id."""
+    """What each token id stands for in text, by id; with the space that it begins with, if any."""
     size = max(tokenizer.get_vocab().values()) + 1
+    alone = _decoded(tokenizer, [[i] for i in range(size)])
+    if any(text[:1] == " " and text.strip() for text in alone):
+        return alone
+    # SentencePiece drops the space at the start of a text, so its tokens are looked at behind another one.
+    anchor = next((i for i, text in enumerate(alone) if len(text) == 1 and text.isascii() and text.isalpha()), None)
+    if anchor is None:
+        return alone
+    before = alone[anchor]
+    behind = _decoded(tokenizer, [[anchor, i] for i in range(size)])
+    return [b.removeprefix(before) if b.startswith(before) else a for a, b in zip(alone, behind, strict=True)]
+
+
+def _decoded(tokenizer: Any, rows: list[list[int]]) -> list[str]:
     if hasattr(tokenizer, "batch_decode"):
-        decoded: list[str] = tokenizer.batch_decode([[i] for i in range(size)])
+        decoded: list[str] = tokenizer.batch_decode(rows)
         return decoded
-    return [str(tokenizer.decode([i])) for i in range(size)]  # vLLM's own tokenizer classes promise no more than this
+    return [str(tokenizer.decode(row)) for row in rows]  # vLLM's own tokenizer classes promise no more than this
 
 
 def special_ids(tokenizer: Any) -> frozenset[int]:

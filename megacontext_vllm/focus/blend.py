@@ -1,0 +1,47 @@
+"""Two lenses make one utility: blocks that share words with the question, and blocks that share its meaning.
+
+Each lens calls its own best block 1, so their numbers say nothing beside each other. What can be compared is how far a
+block stands out from the crowd below it: where words find one place, everything else is far below it; where they find
+nothing, hundreds of blocks are about as good as the best. The greater of the two counts: a sum would let words that
+are shared by chance drown what is meant.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+from megacontext_vllm.focus.neighbours import apart
+
+_CROWD = 32
+"""The place, counted from the best, that no longer stands out."""
+_OF_CROWD = 0.1
+"""Its utility. What is below keeps its order: a large budget shows hundreds of places."""
+_NOTHING = 1e-6
+_DOUBT = 0.3
+"""A block with all of the question's words leaves this much room for meaning."""
+
+
+def blend(
+    lexical: npt.NDArray[np.float32], meaning: npt.NDArray[np.float32], covered: float
+) -> npt.NDArray[np.float32]:
+    """Utility float32 ``[blocks]`` in [0, 1] out of those of the two lenses, of the same shape, neither changed.
+
+    covered  in [0, 1]: how much of the question a block has word for word, at best. The more, the less meaning counts.
+
+    Where one lens finds nothing, the other one's utility comes back as it is.
+    """
+    if not meaning.any():
+        return lexical
+    if not lexical.any():
+        return meaning
+    trust = np.float32(min(1.0, 1 + _DOUBT - covered))
+    most: npt.NDArray[np.float32] = np.maximum(_standing_out(lexical), trust * _standing_out(meaning))
+    return most
+
+
+def _standing_out(utility: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    places = apart(utility, 0.0, _CROWD)
+    crowd = float(utility[places[-1]]) if len(places) == _CROWD else 0.0
+    if not _NOTHING < crowd < 1:
+        return utility
+    above = _OF_CROWD + (1 - _OF_CROWD) / (1 - crowd) * (utility - crowd)
+    return np.where(utility > crowd, np.minimum(above, 1), _OF_CROWD / crowd * utility).astype(np.float32)

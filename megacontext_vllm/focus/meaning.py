@@ -1,0 +1,82 @@
+"""The lens of meaning: which blocks say what the question asks, in whatever words. LensNet does the judging.
+
+Every word of the question stands for all words that a text may say instead, each with a probability (nets/lensnet.py).
+A block's worth for it is the best word that it has: how much more probable that word is beside the question than in
+this history at large, as a logarithm, so that a rare fitting word outweighs any number of common ones. Worths add up
+over the words of the question, those that are rare in the history counting for more; words in the blocks beside count
+half, as in the lexical lens.
+
+A vector a block, compared with one of the question, was measured to find less at any size that a CPU can afford: what
+answers is a sentence among others in its block, and the mean of the words drowns it.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from megacontext_vllm.focus.neighbours import lend, spread
+from megacontext_vllm.focus.query import Query
+from megacontext_vllm.focus.stop_words import STOP_WORDS
+from megacontext_vllm.focus.words import Words
+from megacontext_vllm.nets.lensnet import LensNet
+from megacontext_vllm.tree.nodes import BLOCK
+
+_NEIGHBOUR = 0.5
+_EVERYWHERE = 0.9  # a word that stands in as many blocks says next to nothing, but not less than that
+_LEAST = 1.0  # nats: what is less than e times as probable as anywhere is noise, and most of the work
+
+
+class MeaningLens:
+    """Scores blocks against a question. One per tokenizer; immutable, so threads may share it."""
+
+    def __init__(self, vocabulary: Sequence[str], net: LensNet, ends: npt.NDArray[np.bool_]) -> None:
+        """vocabulary: the text of each token id, e.g. ``" code"``. ends: bool [V], whether a token ends a sentence."""
+        self._net = net
+        self._words = Words(vocabulary, net.rows)
+        self._ends = ends
+        self._silent = {row for word in STOP_WORDS if (row := net.rows.get(word)) is not None}
+
+    def score(self, tokens: npt.NDArray[np.uint32], query: Query) -> npt.NDArray[np.float32]:
+        """Utility of each full block for the question.
+
+        tokens   uint32 [N], the history; words of the question itself do not count.
+        returns  float32 [N // 32] in [0, 1], the best block 1; all 0 if the question has no word that LensNet knows.
+        """
+        blocks = len(tokens) // BLOCK
+        total = np.zeros(blocks, dtype=np.float32)
+        asked = self._asked(query)
+        if not asked or not blocks:
+            return total
+        tokens = tokens[: blocks * BLOCK]
+        rows = self._words.rows(tokens)
+        query.blank(rows)
+        at = np.flatnonzero(rows >= 0)
+        count = np.bincount(rows[at], minlength=len(self._net.words))
+        common = ((count + 0.5) / (blocks + 1)).astype(np.float32)
+        odds = self._net.weight / common
+        gains: npt.NDArray[np.float32] = np.stack([np.log1p(odds * self._net.probabilities(row)) for row in asked])
+        gains[gains < _LEAST] = 0
+        fits: npt.NDArray[np.bool_] = np.any(gains, axis=0)
+        at = at[fits[rows[at]]]
+        if not len(at):
+            return total
+        word = rows[at]
+        block = at // BLOCK
+        first = np.flatnonzero(np.diff(block, prepend=-1))
+        rare = -np.log(np.minimum(common, _EVERYWHERE))
+        for gain, (row, weight) in zip(gains, asked.items(), strict=True):
+            own = np.zeros(blocks, dtype=np.float32)
+            own[block[first]] = np.maximum.reduceat(gain[word], first)
+            total += np.float32(weight) * rare[row] * spread(own, _NEIGHBOUR * own, _NEIGHBOUR * own)
+        lent = lend(total, tokens, at, self._ends)
+        return lent / np.float32(lent.max())
+
+    def _asked(self, query: Query) -> dict[int, float]:
+        """The rows of the question's words, in order, and how much each counts."""
+        found: dict[int, float] = {}
+        rows = self._words.rows(query.terms.astype(np.uint32))
+        for row, weight in zip(rows.tolist(), query.weights.tolist(), strict=True):
+            if row >= 0 and row not in self._silent:
+                found[row] = max(found.get(row, 0.0), weight)
+        return found

@@ -1,0 +1,133 @@
+"""LensNet: what words mean, so that a question finds what answers it in other words.
+
+A table of word vectors, distilled from a sentence encoder, and the two numbers of a translation model of retrieval
+(Berger & Lafferty 1999): how probable it is that a text has the word w where a question has the word q. It knows words
+and no tokens, so it fits any model, and it keeps nothing of a history. numpy alone: the lens runs where no torch is.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from megacontext_vllm.errors import ConfigError
+
+NAME = "lensnet.safetensors"
+SHIPPED = Path(__file__).with_name("weights") / "lensnet"
+TRAIN = "make one with 'megacontext train lensnet'"
+_FORMAT = 1
+_LEVELS = 127  # int8, symmetric
+
+
+@dataclass(frozen=True, eq=False)
+class LensNet:
+    """Immutable, so threads may share it.
+
+    words        in lower case, one a row.
+    vectors      float32 ``[words, width]``, of length 1.
+    temperature  of the softmax that makes probabilities of likeness; the lower, the more literal.
+    weight       how much a probability counts beside how common the word is in the history.
+    card         what it was made of and how, for people.
+    """
+
+    words: tuple[str, ...]
+    vectors: npt.NDArray[np.float32]
+    temperature: float
+    weight: float
+    card: dict[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def rows(self) -> dict[str, int]:
+        """The row of each word, and of regular forms that are no word themselves: "croissants" is "croissant"."""
+        rows = {word: row for row, word in enumerate(self.words)}
+        for row, word in enumerate(self.words):
+            for form in regular_forms(word):
+                rows.setdefault(form, row)
+        return rows
+
+    def probabilities(self, row: int) -> npt.NDArray[np.float32]:
+        """float32 ``[words]``, their sum 1: of each word, where a question has the word of ``row``."""
+        likeness = self.vectors @ self.vectors[row]
+        odds = np.exp((likeness - 1) / self.temperature)
+        probabilities: npt.NDArray[np.float32] = odds / odds.sum()
+        return probabilities
+
+    @cached_property
+    def fingerprint(self) -> bytes:
+        """16 bytes, of all that changes a score."""
+        digest = blake2b(digest_size=16)
+        digest.update("\n".join(self.words).encode())
+        digest.update(_quantised(self.vectors).tobytes())
+        digest.update(json.dumps([self.temperature, self.weight]).encode())
+        return digest.digest()
+
+
+def regular_forms(word: str) -> Iterator[str]:
+    """Plurals and verb forms as English makes them by rule, for all the rule knows; the word itself is not among them.
+
+    No claim that a form exists: "informations" costs nothing.
+    """
+    stem = word[:-1]
+    if word.endswith("y") and stem[-1:] not in "aeiou":
+        yield from (stem + "ies", stem + "ied", word + "ing")
+    elif word.endswith("e"):
+        yield from (word + "s", word + "d", stem + "ing")
+    else:
+        yield word + ("es" if word.endswith(("s", "x", "z", "ch", "sh")) else "s")
+        yield from (word + "ed", word + "ing")
+        if len(word) > 2 and word[-1] not in "aeiouwxy" and word[-2] in "aeiou" and word[-3] not in "aeiou":
+            yield from (word + word[-1] + "ed", word + word[-1] + "ing")
+
+
+def save(net: LensNet, folder: Path) -> None:
+    """Write weights (int8) and card into ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    words = np.frombuffer("\n".join(net.words).encode(), dtype=np.uint8)
+    save_file({"vectors": _quantised(net.vectors), "words": words}, folder / NAME)
+    numbers = {"temperature": net.temperature, "weight": net.weight, "fingerprint": net.fingerprint.hex()}
+    card = {"format": _FORMAT, **numbers, **net.card}
+    (folder / NAME).with_suffix(".json").write_text(json.dumps(card, indent=2, ensure_ascii=False) + "\n")
+
+
+def load(folder: Path = SHIPPED) -> LensNet:
+    """The LensNet in a folder; by default the one that comes with this package.
+
+    Raises ConfigError, saying what to do, for anything but a whole one.
+    """
+    weights = folder / NAME
+    if not weights.is_file():
+        raise ConfigError(f"{weights} does not exist: give a folder that holds {NAME} and its card, or {TRAIN}.")
+    try:
+        card = json.loads(weights.with_suffix(".json").read_text(encoding="utf-8"))
+        tensors = load_file(weights)
+        words = tuple(tensors["words"].tobytes().decode().split("\n"))
+        quantised = tensors["vectors"]
+        if card["format"] != _FORMAT:
+            raise ConfigError(f"{weights} is of format {card['format']}, this version reads {_FORMAT}: {TRAIN}.")
+        if quantised.dtype != np.int8 or quantised.ndim != 2 or len(quantised) != len(words):
+            raise ValueError(f"vectors are {quantised.dtype} {list(quantised.shape)} for {len(words)} words")
+        numbers = {key: float(card.pop(key)) for key in ("temperature", "weight")}
+        fingerprint = card.pop("fingerprint")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        raise ConfigError(f"{weights} and its card are not a whole LensNet ({error}): copy both again.") from error
+    vectors = quantised.astype(np.float32)
+    vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1)
+    net = LensNet(words, vectors, **numbers, card=card)
+    if net.fingerprint.hex() != fingerprint:
+        raise ConfigError(f"{weights} and its card do not belong together, or one is damaged: copy both again.")
+    return net
+
+
+def _quantised(vectors: npt.NDArray[np.float32]) -> npt.NDArray[np.int8]:
+    """int8 of the same shape; a vector's length is not kept, its direction is."""
+    largest = np.abs(vectors).max(axis=1, keepdims=True)
+    rounded: npt.NDArray[np.int8] = np.rint(vectors / np.maximum(largest, 1e-12) * _LEVELS).astype(np.int8)
+    return rounded

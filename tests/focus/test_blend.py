@@ -1,0 +1,65 @@
+"""Two lenses, one utility: neither loses what it finds, and the one that finds nothing is not heard."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from megacontext_vllm.focus.blend import blend
+
+BLOCKS = 4000
+
+
+def crowd(best: int, seed: int, height: float = 0.9) -> np.ndarray:
+    """One block of utility 1, and hundreds that are nearly as good."""
+    utility = height * np.random.default_rng(seed).random(BLOCKS).astype(np.float32) ** 0.2
+    utility[best] = 1
+    return utility
+
+
+def peak(best: int, seed: int) -> np.ndarray:
+    """One block of utility 1, all others far below."""
+    return crowd(best, seed, 0.3)
+
+
+def first(utility: np.ndarray, count: int) -> set[int]:
+    return set(np.argsort(-utility)[:count].tolist())
+
+
+def test_what_stands_out_is_not_drowned_by_a_crowd() -> None:
+    for covered in (0.0, 0.5, 1.0):
+        both = blend(peak(70, 0), crowd(3000, 1), covered)
+        assert {70, 3000} == first(both, 2) and both[70] > 0.999
+    both = blend(crowd(70, 2), peak(3000, 3), 0.2)
+    assert {70, 3000} == first(both, 2), "each lens's best block comes before the crowds of both"
+
+
+def test_words_that_are_all_there_leave_meaning_little() -> None:
+    words, meaning = peak(70, 0), peak(3000, 1)
+    trusted = [float(blend(words, meaning, covered)[3000]) for covered in (0.0, 0.3, 0.6, 1.0)]
+    assert trusted[0] == trusted[1] == 1 and trusted[1] > trusted[2] > trusted[3] > 0
+
+
+def test_a_lens_that_finds_nothing_is_not_heard() -> None:
+    nothing, crowded = np.zeros(BLOCKS, dtype=np.float32), crowd(70, 0)
+    assert np.array_equal(blend(crowded, nothing, 0.5), crowded)
+    assert np.array_equal(blend(nothing, crowded, 0.0), crowded)
+    assert blend(nothing[:0], nothing[:0], 0.0).shape == (0,)
+
+
+def test_all_alike() -> None:
+    same = np.ones(BLOCKS, dtype=np.float32)
+    assert np.array_equal(blend(same, same, 0.0), same)
+
+
+utilities = arrays(np.float32, 200, elements=st.floats(0, 1, width=32))
+
+
+@given(utilities, utilities, st.floats(0, 1))
+def test_bounds_and_order(words: np.ndarray, meaning: np.ndarray, covered: float) -> None:
+    before = words.copy(), meaning.copy()
+    both = blend(words, meaning, covered)
+    assert both.dtype == np.float32 and both.shape == (200,) and both.min() >= 0 and both.max() <= 1
+    assert np.array_equal(words, before[0]) and np.array_equal(meaning, before[1])
+    better = (words[:, None] >= words) & (meaning[:, None] >= meaning)
+    assert (both[:, None] - both >= -1e-6)[better].all(), "better for both lenses is never worse"
