@@ -13,7 +13,7 @@ def test_an_empty_section_takes_every_default(monkeypatch: pytest.MonkeyPatch) -
     assert settings.history_limit == 16_777_216
     assert settings.store == Path.home() / ".cache" / "megacontext" / "store"
     assert (settings.head_tokens, settings.tail_tokens) == (64, 128)
-    assert settings.lens == "lexical"
+    assert settings.lens == "blend"
 
 
 def test_the_cache_variable_moves_the_default_store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
