@@ -28,9 +28,9 @@ def test_finds_a_paraphrase(
     assert np.allclose(np.linalg.norm(index, axis=1), 1, atol=1e-5)
     context = dense.select(View(prompt, index), 256)
     assert context.recall([(place, place + len(fact))]) > 0.9
-    monkeypatch.setattr(dense._encoder, "_forward", lambda _: 1 / 0)
+    monkeypatch.setattr(dense._encoder._encoder, "_forward", lambda _: 1 / 0)
     again = Dense(dense.tools)
-    monkeypatch.setattr(again._encoder, "_forward", lambda _: 1 / 0)
+    monkeypatch.setattr(again._encoder._encoder, "_forward", lambda _: 1 / 0)
     assert np.array_equal(again.index(history), index), "all of it is cached"
     assert again.select(View(prompt, index), 256).raw == context.raw
 
@@ -43,9 +43,9 @@ def test_chunks_are_widened(dense: Dense, ids: np.ndarray, chat: ChatFormat) -> 
 def test_batches_do_not_matter_much(tools: Tools, dense: Dense) -> None:
     encoder = dense._encoder
     texts = ["a", "A much longer text than that one, about goats.", "Parrots.", "", "Parrots."]
-    encoded = [encoder._tokenizer.encode(text) for text in texts]
-    together = encoder._forward(encoded)
-    alone = np.concatenate([encoder._forward([one]) for one in encoded])
+    encoded = [encoder._encoder._tokenizer.encode(text) for text in texts]
+    together = encoder._encoder._forward(encoded)
+    alone = np.concatenate([encoder._encoder._forward([one]) for one in encoded])
     assert np.abs(together - alone).max() < 1e-5
     assert np.abs(encoder.embed(texts) - alone).max() < 1e-5
     assert encoder.embed([]).shape == (0, DIM)
@@ -55,7 +55,7 @@ def test_what_was_embedded_before_a_kill_is_kept(tools: Tools, dense: Dense, mon
     monkeypatch.setattr("megacontext_vllm.eval.methods.minilm._BATCH", 2)
     monkeypatch.setattr("megacontext_vllm.eval.methods.minilm._SAVED_AT_ONCE", 1)
     encoder: MiniLM = dense._encoder
-    forward, calls = encoder._forward, []
+    forward, calls = encoder._encoder._forward, []
 
     def killed(encoded: list[list[int]]) -> np.ndarray:
         calls.append(len(encoded))
@@ -63,7 +63,7 @@ def test_what_was_embedded_before_a_kill_is_kept(tools: Tools, dense: Dense, mon
             raise KeyboardInterrupt
         return forward(encoded)
 
-    monkeypatch.setattr(encoder, "_forward", killed)
+    monkeypatch.setattr(encoder._encoder, "_forward", killed)
     texts = [f"text of a number {i}" for i in range(8)]
     with pytest.raises(KeyboardInterrupt):
         encoder.embed(texts)
