@@ -87,7 +87,7 @@ def test_hidden_spans_are_gap_markers(planner: Planner) -> None:
 
 
 def test_a_failing_plan_lets_its_tree_go(planner: Planner, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planner.focus.lens, "score", lambda *_: 1 / 0)
+    monkeypatch.setattr(planner.focus.lens, "find", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         plan(planner, history(5000), 256, gists=False)
     assert planner.library.open_trees() == 0
