@@ -23,10 +23,10 @@ class FitRecipe:
     """
 
     width: int = 128
-    steps: int = 1000
+    steps: int = 3000
     batch: int = 1024
     lr: float = 0.01
-    temperature: float = 0.1
+    temperature: float = 0.15
     teacher: float = 1.0
     seed: int = 0
 
