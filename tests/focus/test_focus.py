@@ -4,6 +4,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer as Backend
+from tokenizers.decoders import Metaspace
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
 
 from megacontext_vllm.config import MegaContextConfig
 from megacontext_vllm.errors import BudgetError
@@ -104,3 +108,13 @@ def test_a_window_that_holds_nothing(focus: Focus) -> None:
     wide = Focus(LexicalLens(WORDS), frozenset({1000}), focus.decode, 64, 128, gap_ids=tuple(range(100)))
     with pytest.raises(BudgetError, match="Raise the window"):
         wide.allocate(wide.score(history(20_000)), 128, gists=False)
+
+
+def test_a_tokenizer_that_drops_the_first_space() -> None:
+    """SentencePiece: one token alone is decoded without its space, and without it nobody knows where a word begins."""
+    pieces = {"<unk>": 0, "▁code": 1, "code": 2, "a": 3, "▁": 4, ",": 5}
+    backend = Backend(WordLevel(pieces, unk_token="<unk>"))
+    backend.decoder = Metaspace()
+    fast = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>")
+    assert fast.decode([1]) == "code", "or this test shows nothing"
+    assert surface_strings(fast)[1:] == [" code", "code", "a", " ", ","]
