@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from megacontext_vllm.cli.train_lensnet import add_lensnet
+from megacontext_vllm.cli.training import ready_torch
 from megacontext_vllm.config import default_store
-from megacontext_vllm.errors import ConfigError
 from megacontext_vllm.training.gistnet.recipe import Limits, Recipe
 
 HELP = {
@@ -115,20 +115,13 @@ def _recipe(options: argparse.Namespace) -> Recipe:
 
 def train_gistnet(options: argparse.Namespace) -> int:
     limits = Limits(options.steps, options.tokens, options.minutes)
-    try:
-        import torch
-        import transformers
-    except ImportError as error:
-        raise ConfigError(f"Training needs torch and transformers, which come with vLLM: {error}") from error
+    torch = ready_torch(options.threads)
     from megacontext_vllm.corpus import corpus_folder, token_stream
     from megacontext_vllm.training.gistnet.frozen_model import FrozenModel
     from megacontext_vllm.training.gistnet.loop import Training
     from megacontext_vllm.training.gistnet.processes import Processes
     from megacontext_vllm.training.gistnet.validation import Validation
 
-    transformers.utils.logging.disable_progress_bar()
-    if options.threads:
-        torch.set_num_threads(options.threads)
     recipe = _recipe(options)
     processes = Processes(cpu=options.cpu)
     folder = options.model or default_store().with_name("models") / "SmolLM2-135M-Instruct"

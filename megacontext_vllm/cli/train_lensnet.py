@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from megacontext_vllm.cli.progress import phases
+from megacontext_vllm.cli.training import ready_torch
 from megacontext_vllm.errors import ConfigError
 
 WORDNET = Path("/usr/share/wordnet")
@@ -44,11 +45,7 @@ def add_lensnet(actions: Any) -> None:
 
 
 def train_lensnet(options: argparse.Namespace) -> int:
-    try:
-        import torch
-        import transformers
-    except ImportError as error:
-        raise ConfigError(f"Training needs torch and transformers, which come with vLLM: {error}") from error
+    ready_torch(options.threads)
     from megacontext_vllm import corpus
     from megacontext_vllm.corpus.document import KINDS as ALL_KINDS
     from megacontext_vllm.nets.lensnet import save
@@ -57,9 +54,6 @@ def train_lensnet(options: argparse.Namespace) -> int:
     from megacontext_vllm.training.lensnet.trial import Trial
 
     kinds = [kind for kind in ALL_KINDS if kind in KINDS]
-    transformers.utils.logging.disable_progress_bar()
-    if options.threads:
-        torch.set_num_threads(options.threads)
     teacher = options.teacher or _minilm()
     if not (teacher / "config.json").is_file():
         raise ConfigError(f"{teacher} holds no model: --teacher wants the folder of a sentence-transformers encoder.")
