@@ -8,7 +8,7 @@ from vllm.exceptions import VLLMValidationError
 from megacontext_vllm.config import SECTION, parse_config
 from megacontext_vllm.engine.activation import is_active
 from megacontext_vllm.engine.patches import Patch
-from megacontext_vllm.engine.request_options import RequestOptions, fits, unsupported_reason
+from megacontext_vllm.engine.request_options import FOLD, RequestOptions, fits, unsupported_reason
 from megacontext_vllm.errors import RequestError
 
 # The engine's own max_model_len, left on the front end's configuration when the limit is lifted.
@@ -59,10 +59,15 @@ def settle_max_tokens(vllm_config: Any, request: Any) -> None:
     """
     params = request.sampling_params
     engine_length = getattr(vllm_config.model_config, ENGINE_LENGTH)
-    if params is None or params.max_tokens is None or params.max_tokens < engine_length:
-        return
     length = len(request.prompt_token_ids or ())
-    params.max_tokens = engine_length - length if length < engine_length else engine_length
+    # A client that named a number gets it; vLLM puts all that is left of the (lifted) length in place of none.
+    if params is None or params.max_tokens != vllm_config.model_config.max_model_len - length:
+        return
+    if length < engine_length:
+        params.max_tokens = engine_length - length
+    else:
+        params.max_tokens = engine_length
+        params.extra_args = {**(params.extra_args or {}), FOLD: False}
     if params.min_tokens > params.max_tokens:
         raise VLLMValidationError(
             f"min_tokens must be less than or equal to max_tokens={params.max_tokens}, got {params.min_tokens}.",
@@ -98,11 +103,19 @@ def check_request(vllm_config: Any, request: Any) -> None:
         options = RequestOptions.of(request.sampling_params, window)
     except RequestError as error:
         raise VLLMValidationError(str(error), parameter="vllm_xargs") from error
-    if fits(request, options, max_model_len):
-        return
     reason = unsupported_reason(request)
+    length = len(request.prompt_token_ids or ())
+    asked = request.sampling_params.max_tokens if request.sampling_params is not None else 0
+    if fits(request, options, max_model_len):
+        if reason is not None and length < max_model_len < length + (asked or 0):
+            raise VLLMValidationError(
+                f"max_tokens={asked} and a prompt of {length:,} tokens are more than the model's window of "
+                f"{max_model_len:,}, and the answer cannot be folded here: {reason}. Lower max_tokens.",
+                parameter="max_tokens",
+                value=asked,
+            )
+        return
     if reason is not None:
-        length = len(request.prompt_token_ids or ())
         raise VLLMValidationError(
             f"This request has {length:,} prompt tokens and the model's window is {max_model_len:,}. A longer history "
             f"is served from a Working Context, which cannot be done here: {reason}.",

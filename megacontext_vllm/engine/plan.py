@@ -29,13 +29,17 @@ Tokens = npt.NDArray[np.uint32]
 
 @dataclass(frozen=True)
 class PlanRequest:
-    """One request as the planner sees it. ``window``: Working Context budget in entries."""
+    """One request as the planner sees it. ``window``: Working Context budget in entries.
+
+    ``answer``: how many of the tokens of ``prompt``, at its end, are its answer so far.
+    """
 
     request_id: str
     namespace: str
-    prompt: Sequence[int]
+    prompt: Sequence[int] | Tokens
     window: int
     trace: bool
+    answer: int = 0
 
 
 @dataclass
@@ -43,10 +47,13 @@ class Plan:
     """What a request is shown. All positions below are positions of the engine's prompt.
 
     ``prompt``: ids for the scheduler, content ids in the places of gists; ``worker_prompt``: the same with the span's
-    first token there; ``gist_positions`` int64 [g], ``gist_nodes`` [(level, index)] of the gists.
+    first token there; ``gist_positions`` int64 [g], ``gist_nodes`` [(level, index)] of the gists. ``going_on``: tokens
+    of the answer so far that stand behind the prompt, in one piece; what was said before is history like any other.
+    ``tokens`` uint32 [length]: the whole history; who does not need it any more sets it to None.
     """
 
     tree: MegaContextTree
+    tokens: Tokens | None
     length: int
     created: bool
     reused: int
@@ -55,8 +62,20 @@ class Plan:
     worker_prompt: list[int]
     gist_positions: npt.NDArray[np.int64]
     gist_nodes: list[tuple[int, int]]
+    going_on: list[int] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     described: list[dict[str, object]] | None = None  # entries with their text, where a trace was asked for
+
+    def go_on_from(self, answer: int) -> None:
+        """Take what is left in one piece of the last ``answer`` tokens of the history out of the prompt."""
+        piece = 0
+        for entry in reversed(self.context.entries):
+            if entry.kind is not Kind.RAW or piece >= answer:
+                break
+            piece += entry.end - entry.start
+        cut = len(self.prompt) - min(piece, answer)
+        self.prompt, self.going_on = self.prompt[:cut], self.prompt[cut:]
+        del self.worker_prompt[cut:]
 
 
 class Planner:
@@ -95,7 +114,7 @@ class Planner:
         acquired = self.library.acquire(request.namespace, tokens)
         lap("store")
         try:
-            scored = self.focus.score(tokens)
+            scored = self.focus.score_again(tokens, request.answer) if request.answer else self.focus.score(tokens)
             lap("score")
             # Below a sealed node there are no gists to show. Without gists it makes no difference: the request brought
             # its tokens along.
@@ -106,6 +125,7 @@ class Planner:
             if not _check_gists(acquired.tree, plan.gist_nodes):
                 context = self.focus.allocate(scored, request.window, gists=False)
                 plan = self._render(acquired.tree, tokens, context)
+            plan.go_on_from(request.answer)
             if request.trace:
                 plan.described = [self._describe(entry, tokens, acquired.tree.sealed) for entry in context.entries]
         except BaseException:
@@ -140,6 +160,7 @@ class Planner:
         assert len(prompt) == len(worker_prompt) == context.cost <= context.window
         return Plan(
             tree=tree,
+            tokens=tokens,
             length=len(tokens),
             created=False,
             reused=0,

@@ -11,16 +11,23 @@ from megacontext_vllm.errors import RequestError
 from megacontext_vllm.tree.nodes import BLOCK
 
 PREFIX = "megacontext_"
+FOLD = "megacontext_fold"
+KNOWN = ("megacontext_window", "megacontext_trace", FOLD)
 SMALLEST_WINDOW = 4 * BLOCK
 
 
 @dataclass(frozen=True)
 class RequestOptions:
-    """``window``: Working Context budget in entries; ``window_asked``: the request named it itself."""
+    """``window``: Working Context budget in entries; ``window_asked``: the request named it itself.
+
+    ``fold``: where the answer has filled the engine's positions, what was said first is folded into the history and
+    the answer goes on; else it ends there.
+    """
 
     window: int
     window_asked: bool = False
     trace: bool = False
+    fold: bool = True
 
     @classmethod
     def of(cls, params: SamplingParams | None, engine_window: int) -> "RequestOptions":
@@ -29,7 +36,7 @@ class RequestOptions:
         Raises RequestError for an unknown name (with the closest known one) and for a bad value.
         """
         extra: Mapping[str, Any] = (params.extra_args if params is not None else None) or {}
-        window, asked, trace = engine_window, False, False
+        window, asked, trace, fold = engine_window, False, False, True
         for name, value in extra.items():
             if not name.startswith(PREFIX):
                 continue
@@ -37,11 +44,13 @@ class RequestOptions:
                 window, asked = _window(value, engine_window), True
             elif name == "megacontext_trace":
                 trace = _flag(name, value)
+            elif name == FOLD:
+                fold = _flag(name, value)
             else:
-                close = difflib.get_close_matches(name, ("megacontext_window", "megacontext_trace"), n=1)
-                hint = f" Did you mean '{close[0]}'?" if close else " Known: megacontext_window, megacontext_trace."
+                close = difflib.get_close_matches(name, KNOWN, n=1)
+                hint = f" Did you mean '{close[0]}'?" if close else f" Known: {', '.join(KNOWN)}."
                 raise RequestError(f"Unknown argument '{name}' in vllm_xargs.{hint}")
-        return cls(window, asked, trace)
+        return cls(window, asked, trace, fold)
 
 
 def _window(value: Any, engine_window: int) -> int:
@@ -83,6 +92,14 @@ def fits(request: AnyRequest, options: RequestOptions, max_model_len: int) -> bo
     if length <= options.window:
         return True
     return not options.window_asked and length + answer <= max_model_len
+
+
+def outgrows(request: AnyRequest, options: RequestOptions, max_model_len: int) -> bool:
+    """Whether the answer asked for is longer than the engine has room for, and of a kind that can be folded."""
+    params = request.sampling_params
+    if params is None or params.max_tokens is None or not options.fold or unsupported_reason(request) is not None:
+        return False
+    return min(len(request.prompt_token_ids or ()), options.window) + params.max_tokens > max_model_len
 
 
 def needs_working_context(request: AnyRequest, options: RequestOptions, max_model_len: int) -> bool:

@@ -10,7 +10,6 @@ import logging
 import time
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,17 +17,19 @@ from vllm.tokenizers import cached_tokenizer_from_config
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
-from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs, FinishReason
+from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
 from megacontext_vllm.config import SECTION, parse_config
 from megacontext_vllm.engine.description import WORKERS_ATTRIBUTE
+from megacontext_vllm.engine.folding import FoldingAnswers
 from megacontext_vllm.engine.gist_pages import GistPages
-from megacontext_vllm.engine.ingest import Ingest, TreeIngest
+from megacontext_vllm.engine.held import Growing, HeldRequest
+from megacontext_vllm.engine.ingest import Ingest
 from megacontext_vllm.engine.kv_group import slot_group
 from megacontext_vllm.engine.plan import Plan, PlanRequest
-from megacontext_vllm.engine.request_options import RequestOptions, needs_working_context
+from megacontext_vllm.engine.request_options import RequestOptions, needs_working_context, outgrows
 from megacontext_vllm.engine.sanitise import sanitise
 from megacontext_vllm.engine.step_work import ATTRIBUTE, StepWork
 from megacontext_vllm.engine.traces import write_trace
@@ -43,20 +44,7 @@ logger = logging.getLogger("vllm.megacontext")
 IDLE_WAIT_SECONDS = 0.002
 
 
-@dataclass
-class HeldRequest:
-    """A request that vLLM's queues do not know yet."""
-
-    request: Request
-    plan_request: PlanRequest
-    future: Future[Plan]
-    plan: Plan | None = None
-    ingest: TreeIngest | None = None
-    created: bool = False  # whether this request made the tree
-    held_since: float = 0.0
-
-
-class MegaContextScheduling:
+class MegaContextScheduling(FoldingAnswers):
     """Mixin over vLLM's Scheduler; see the two classes at the end of this file."""
 
     if TYPE_CHECKING:
@@ -67,7 +55,7 @@ class MegaContextScheduling:
         super().__init__(*args, **kwargs)
         vllm_config = self.vllm_config  # type: ignore[attr-defined]
         self.settings = parse_config(vllm_config.additional_config[SECTION])
-        self.window = self.settings.window_for(self.max_model_len)  # type: ignore[attr-defined]
+        self.window = self.settings.window_for(self.max_model_len)
         workers = getattr(vllm_config, WORKERS_ATTRIBUTE)
         tokenizer = cached_tokenizer_from_config(vllm_config.model_config)
         self.planner = make_planner(self.settings, tokenizer, workers)
@@ -76,7 +64,9 @@ class MegaContextScheduling:
         self.ingest = Ingest(self.settings.gist_tokens_per_step, workers.gist_fingerprint)
         self.held: dict[str, HeldRequest] = {}
         self.plans: dict[str, Plan] = {}
-        self._failed: list[Request] = []
+        self.growing: dict[str, Growing] = {}
+        self._full: list[Request] = []
+        self._ended: list[Request] = []  # outside vLLM's steps; their answers leave with the next one's outputs
         self._threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="megacontext-plan")
 
     # ---- requests in ----------------------------------------------------------------------------------------------
@@ -87,7 +77,9 @@ class MegaContextScheduling:
         except RequestError as error:  # a front end that did not check; only this request may suffer
             self._fail(request, error)
             return
-        if not needs_working_context(request, options, self.max_model_len):  # type: ignore[attr-defined]
+        if outgrows(request, options, self.max_model_len):
+            self._may_grow(request, options)
+        if not needs_working_context(request, options, self.max_model_len):
             super().add_request(request)  # type: ignore[misc]
             return
         assert request.request_id not in self.held, "duplicate request id"
@@ -99,9 +91,13 @@ class MegaContextScheduling:
             options.window,
             options.trace,
         )
-        gists = self.gist_pages is not None
-        future = self._threads.submit(self.planner.plan, plan_request, gists=gists)
-        self.held[request.request_id] = HeldRequest(request, plan_request, future, held_since=time.perf_counter())
+        self._hold(request, plan_request)
+
+    def _hold(self, request: Request, plan_request: PlanRequest, folding: bool = False) -> None:
+        future = self._threads.submit(self.planner.plan, plan_request, gists=self.gist_pages is not None)
+        self.held[request.request_id] = HeldRequest(
+            request, plan_request, future, folding=folding, held_since=time.perf_counter()
+        )
 
     def _advance_held(self) -> None:
         """Move every held request as far as it can go: planned, ingested, admitted."""
@@ -114,7 +110,7 @@ class MegaContextScheduling:
                     held.created |= held.plan.created
                 except Exception as error:
                     del self.held[held.request.request_id]
-                    self._fail(held.request, error)
+                    (self._cut_short if held.folding else self._fail)(held.request, error)
                     continue
                 if held.plan.gist_nodes:
                     try:
@@ -150,6 +146,16 @@ class MegaContextScheduling:
         request, plan = held.request, held.plan
         assert plan is not None
         del self.held[request.request_id]
+        if held.plan_request.trace:
+            plan.seconds["held"] = time.perf_counter() - held.held_since
+            self._threads.submit(write_trace, self.settings, held.plan_request, plan)
+        if held.folding:
+            self._go_on(request, plan)
+            return
+        if request.request_id in self.growing:
+            assert plan.tokens is not None
+            self.growing[request.request_id].tokens = plan.tokens
+        plan.tokens = None
         # vLLM hashes _all_token_ids; everything that looks into the prompt itself gets ordinary tokens.
         request.prompt_token_ids = plan.worker_prompt
         request._all_token_ids[:] = plan.prompt
@@ -157,9 +163,6 @@ class MegaContextScheduling:
         request.block_hashes.clear()
         request.update_block_hashes()
         self.plans[request.request_id] = plan
-        if held.plan_request.trace:
-            plan.seconds["held"] = time.perf_counter() - held.held_since
-            self._threads.submit(write_trace, self.settings, held.plan_request, plan)
         super().add_request(request)  # type: ignore[misc]
 
     def _fail(self, request: Request, error: Exception) -> None:
@@ -167,8 +170,9 @@ class MegaContextScheduling:
         expected = isinstance(error, MegaContextError)
         logger.error("MegaContext: request %s failed: %s", request.request_id, error, exc_info=not expected)
         request.status = RequestStatus.FINISHED_ERROR
+        self.growing.pop(request.request_id, None)
         self._note_finished(request)
-        self._failed.append(request)
+        self._ended.append(request)
 
     # ---- steps ----------------------------------------------------------------------------------------------------
 
@@ -180,6 +184,7 @@ class MegaContextScheduling:
         work = StepWork(self.planner.model_fingerprint, jobs)
         self._show_gists(output, work)
         sanitise(output, self.plans)
+        self._send_answers(output)
         if work:
             setattr(output, ATTRIBUTE, work)
         elif self.held and not output.total_num_scheduled_tokens:
@@ -235,18 +240,19 @@ class MegaContextScheduling:
         work: StepWork | None = getattr(scheduler_output, ATTRIBUTE, None)
         if work is not None:
             self.ingest.executed(work.jobs)
-        for request in self._failed:
+        self._fold_full()
+        for request in self._ended:
             answer = EngineCoreOutput(
                 request_id=request.request_id,
                 new_token_ids=[],
-                finish_reason=FinishReason.ERROR,
+                finish_reason=request.get_finished_reason(),
                 events=request.take_events(),
                 trace_headers=request.trace_headers,
             )
             if request.client_index not in outputs:
                 outputs[request.client_index] = EngineCoreOutputs(outputs=[])
             outputs[request.client_index].outputs.append(answer)
-        self._failed.clear()
+        self._ended.clear()
         return outputs
 
     # ---- requests out ---------------------------------------------------------------------------------------------
@@ -256,14 +262,17 @@ class MegaContextScheduling:
             request_ids = [request_ids]
         elif request_ids is not None:
             request_ids = list(request_ids)
-        finished: list[Request] = super().finish_requests(request_ids, finished_status)  # type: ignore[misc]
+        finished: list[Request] = super().finish_requests(request_ids, finished_status)
         for request_id in list(self.held) if request_ids is None else request_ids:
             held = self.held.pop(request_id, None)
             if held is None:
                 continue
-            held.request.status = finished_status
-            self._note_finished(held.request)
             self._abandon(held)
+            if held.folding:  # vLLM knew it, and has finished it
+                continue
+            held.request.status = finished_status
+            self.growing.pop(request_id, None)
+            self._note_finished(held.request)
             finished.append(held.request)
         return finished
 
@@ -299,6 +308,7 @@ class MegaContextScheduling:
         self._threads.submit(let_go)
 
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
+        self.growing.pop(request.request_id, None)
         plan = self.plans.pop(request.request_id, None)
         if plan is not None:
             self._release(plan.tree)
@@ -306,12 +316,13 @@ class MegaContextScheduling:
 
     def get_request_counts(self) -> tuple[int, int]:
         running, waiting = super().get_request_counts()  # type: ignore[misc]
-        return running, waiting + len(self.held) + len(self._failed)
+        return running, waiting + len(self.held) + len(self._ended)
 
     def shutdown(self) -> None:
         self._threads.shutdown(wait=True, cancel_futures=True)
         self.held.clear()
         self.plans.clear()
+        self.growing.clear()
         self.library.close()
         super().shutdown()  # type: ignore[misc]
 

@@ -9,6 +9,7 @@ from vllm.v1.kv_cache_interface import KVCacheConfig
 from vllm.v1.worker.gpu_worker import Worker
 
 from megacontext_vllm.config import SECTION, MegaContextConfig, parse_config
+from megacontext_vllm.engine import answers
 from megacontext_vllm.engine.description import WorkerDescription
 from megacontext_vllm.engine.embedding import (
     OVERLAY,
@@ -21,6 +22,7 @@ from megacontext_vllm.engine.gist_net import choose_gist_net, describe, digest_o
 from megacontext_vllm.engine.gist_pages import check_pool_size, pages_needed
 from megacontext_vllm.engine.gist_pool import GistPool
 from megacontext_vllm.engine.kv_group import slot_group
+from megacontext_vllm.engine.patches import apply
 from megacontext_vllm.engine.step_work import ATTRIBUTE
 from megacontext_vllm.errors import UnsupportedEngineError
 
@@ -40,6 +42,8 @@ class MegaContextWorker:
 
     def load_model(self, *args: Any, **kwargs: Any) -> Any:
         """Load the model, then the gist pool: before profiling, so that vLLM sizes its KV cache around it."""
+        for patch in answers.PATCHES:
+            apply(patch)
         result = super().load_model(*args, **kwargs)  # type: ignore[misc]
         settings = self._settings
         if not get_pp_group().is_first_rank:

@@ -27,6 +27,7 @@ def allocate(
     gists: bool,
     gap_cost: int = 0,
     sealed: Sequence[tuple[int, int]] = (),
+    pinned: tuple[int, int] = (0, 0),
 ) -> WorkingContext:
     """The Working Context of a history of ``length`` tokens within ``window`` entries.
 
@@ -36,6 +37,7 @@ def allocate(
     gists       show the rest as gists; else hide it.
     gap_cost    tokens of the marker that stands for a hidden run (only without gists).
     sealed      nodes (level, index) of which only the gist is left (only with gists): shown as it, never expanded.
+    pinned      tokens [start, end) that are raw, too, wherever they stand; rounded outwards to whole blocks.
     raises      BudgetError if the pinned parts, with the least that can stand for the rest, exceed the window; or if
                 they need what is below a sealed node.
 
@@ -48,14 +50,14 @@ def allocate(
     assert min(length, head, tail, gap_cost) >= 0, "counts of tokens"
     first = min(-(-head // BLOCK), blocks)
     stop = max(min((length - tail) // BLOCK, blocks), 0)
-    plan = _Plan(length, utility.astype(np.float32, copy=False), first, max(first, stop))
+    plan = _Plan(length, utility.astype(np.float32, copy=False), first, max(first, stop), pinned)
     if length <= window:
         plan.show(np.ones(blocks, dtype=np.bool_), np.ones(blocks, dtype=np.bool_))
         return plan.finish(window)
 
     stop = plan.stop
-    pinned = length - (stop - first) * BLOCK
-    spare = window - pinned
+    ends = length - (stop - first) * BLOCK
+    spare = window - ends
     if gists:
         forest = Forest.over(blocks, first, stop, BLOCK)
         for level, index in sealed:
@@ -63,15 +65,21 @@ def allocate(
             if index >= len(inside) or not inside[index]:
                 raise BudgetError(f"the pinned head or tail reaches into sealed node {index} of level {level}")
         coarsest = sum(int(np.count_nonzero(mask)) for mask in forest.frontier(forest.nothing()))
-        _require(spare, coarsest, window, pinned, "gists")
-        expanded, recent = expand(forest, plan.utility, (spare - coarsest) // (BLOCK - 1), sealed)
+        _require(spare, coarsest, window, ends, "gists")
+        expanded, recent = expand(forest, plan.wanted, (spare - coarsest) // (BLOCK - 1), sealed)
         plan.cover(forest.frontier(expanded))
         shown = ~forest.inside[0] | expanded[0] if forest.inside else recent
     else:
         marker = gap_cost if first < stop else 0
-        _require(spare, marker, window, pinned, "tokens of a gap marker")
-        shown, recent = retrieve(plan.utility, first, stop, spare, gap_cost)
+        _require(spare, marker, window, ends, "tokens of a gap marker")
+        shown, recent = retrieve(plan.wanted, first, stop, spare, gap_cost)
         plan.hide(shown, gap_cost)
+    if not shown[plan.pinned].all():
+        missing = int(np.count_nonzero(~shown[plan.pinned]))
+        raise BudgetError(
+            f"The window of {window} entries cannot hold {missing} of the {len(shown[plan.pinned])} blocks that are "
+            "pinned between its head and its tail. Raise the window, or pin a shorter tail."
+        )
     plan.show(shown, recent)
     return plan.finish(window)
 
@@ -82,11 +90,11 @@ def raw_utility(context: WorkingContext, utility: npt.NDArray[np.float32]) -> fl
     return float(utility[raw].sum(dtype=np.float64))
 
 
-def _require(spare: int, least: int, window: int, pinned: int, what: str) -> None:
+def _require(spare: int, least: int, window: int, ends: int, what: str) -> None:
     if spare < least:
         raise BudgetError(
-            f"The window of {window} entries cannot hold the pinned head and tail ({pinned} tokens in whole blocks) "
-            f"and the least that stands for the rest ({least} {what}): {pinned + least - window} entries too many. "
+            f"The window of {window} entries cannot hold the pinned head and tail ({ends} tokens in whole blocks) "
+            f"and the least that stands for the rest ({least} {what}): {ends + least - window} entries too many. "
             "Raise the window, or pin a shorter head or tail."
         )
 
@@ -94,8 +102,16 @@ def _require(spare: int, least: int, window: int, pinned: int, what: str) -> Non
 class _Plan:
     """Entries under construction; order does not matter until ``finish``."""
 
-    def __init__(self, length: int, utility: npt.NDArray[np.float32], first: int, stop: int) -> None:
+    def __init__(
+        self, length: int, utility: npt.NDArray[np.float32], first: int, stop: int, pinned: tuple[int, int]
+    ) -> None:
         self.length, self.utility, self.first, self.stop = length, utility, first, stop
+        self.pinned = slice(pinned[0] // BLOCK, -(-pinned[1] // BLOCK))
+        self.wanted = utility
+        """``utility`` as the choice is made by it: nothing is worth more than what is pinned."""
+        if pinned[0] < pinned[1]:
+            self.wanted = utility.copy()
+            self.wanted[self.pinned] = max(float(utility.max(initial=0)), 0.0) + 1
         self.entries: list[Entry] = []
 
     def show(self, shown: npt.NDArray[np.bool_], recent: npt.NDArray[np.bool_]) -> None:
@@ -105,6 +121,8 @@ class _Plan:
                 reason = "head"
             elif block >= self.stop:
                 reason = "tail"
+            elif self.pinned.start <= block < self.pinned.stop:
+                reason = "pinned"
             else:
                 reason = "recent" if recent[block] else "lens"
             start = block * BLOCK

@@ -6,6 +6,7 @@ question → scores of the blocks → what is pinned → allocation; and what is
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,11 +30,15 @@ logger = logging.getLogger("vllm.megacontext")
 
 @dataclass(frozen=True)
 class Scored:
-    """A prompt of ``length`` tokens, what it asks, and float32 ``utility`` [length // 32] of its blocks for that."""
+    """A history of ``length`` tokens, what it asks, and float32 ``utility`` [length // 32] of its blocks for that.
+
+    ``answer``: how many of the tokens, at the end, are an answer under way; the prompt is what stands before.
+    """
 
     length: int
     query: Query
     utility: npt.NDArray[np.float32]
+    answer: int = 0
 
 
 @dataclass(frozen=True)
@@ -77,11 +82,20 @@ class Focus:
     def score(self, tokens: npt.NDArray[np.uint32]) -> Scored:
         """What a whole prompt (uint32 [N], with the template's special tokens) asks, and where it may be answered."""
         query = find_query(tokens, self.special_ids, self.decode)
+        return Scored(len(tokens), query, self._utility(tokens, query))
+
+    def score_again(self, tokens: npt.NDArray[np.uint32], answer: int) -> Scored:
+        """The same for a prompt and the ``answer`` > 0 tokens that were said so far, together uint32 [N]."""
+        asked = tokens[: len(tokens) - answer]
+        query = find_query(asked, self.special_ids, self.decode).going_on(tokens)
+        return Scored(len(tokens), query, self._utility(tokens, query), answer)
+
+    def _utility(self, tokens: npt.NDArray[np.uint32], query: Query) -> npt.NDArray[np.float32]:
         found = self.lens.find(tokens, query)
         utility = look_again(tokens, query, found.utility, self.lens)
         if self.meaning is not None:
             utility = blend(utility, self.meaning.score(tokens, query), found.covered)
-        return Scored(len(tokens), query, utility)
+        return utility
 
     def allocate(
         self, scored: Scored, window: int, *, gists: bool, sealed: Sequence[tuple[int, int]] = ()
@@ -91,14 +105,30 @@ class Focus:
         ``gists``, ``sealed``: as of ``allocator.allocate``; where gists leave no room, spans are hidden all the same.
         Raises BudgetError where the pinned parts do not fit.
         """
-        length = scored.length
-        # The asking part stays raw, but never at the price of all room for evidence. The allocator rounds the tail
-        # outwards to a whole block.
-        tail = min(max(self.tail_tokens, length - scored.query.start), window // 2 - BLOCK)
-        head = min(self.head_tokens, window // 4 // BLOCK * BLOCK)
+        head, pinned, tail = _raw_parts(scored, window, self.head_tokens, self.tail_tokens)
+        within = partial(allocate, scored.length, window, scored.utility, head=head, tail=tail, pinned=pinned)
         if gists:
             try:
-                return allocate(length, window, scored.utility, head=head, tail=tail, gists=True, sealed=sealed)
+                return within(gists=True, sealed=sealed)
             except BudgetError as error:
                 logger.warning("MegaContext: unexpanded spans are hidden in this request: %s", error)
-        return allocate(length, window, scored.utility, head=head, tail=tail, gists=False, gap_cost=len(self.gap_ids))
+        return within(gists=False, gap_cost=len(self.gap_ids))
+
+
+def _raw_parts(scored: Scored, window: int, head: int, tail: int) -> tuple[int, tuple[int, int], int]:
+    """(head, what is pinned in between, tail) in tokens: what is shown raw whatever the lenses say.
+
+    The asking part stays raw, but never at the price of all room for evidence. The allocator rounds outwards to whole
+    blocks.
+    """
+    length, asking = scored.length, scored.query.start
+    if not scored.answer:
+        return min(head, _blocks(window // 4)), (0, 0), min(max(tail, length - asking), window // 2 - BLOCK)
+    # The question is in the middle now, and what is raw at the end is the answer, which has to go on from there.
+    stop = min(length - scored.answer, asking // BLOCK * BLOCK + _blocks(window // 4))
+    answer = min(_blocks(scored.answer), _blocks(window // 4)) + length % BLOCK
+    return min(head, _blocks(window // 8)), (asking, stop), answer
+
+
+def _blocks(tokens: int) -> int:
+    return tokens // BLOCK * BLOCK

@@ -6,7 +6,7 @@ two ends of the prompt are looked at: the cost does not depend on the length of 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ _OPENING_PLAIN = 32  # without a question mark; a longer first line is the text 
 _HEADER_TOKENS = 4
 _MIN_WORDS = 3
 _MINOR_WEIGHT = 0.25
+_RECENT = 64  # tokens of an answer under way
 _ASKERS = frozenset({"user", "human"})
 _ROLES = _ASKERS | {"assistant", "system", "developer", "model", "tool", "ipython", "function", "observation", "bot"}
 
@@ -35,6 +36,7 @@ class Query:
     terms, weights  int64 and float32 [terms]: token ids in order of the text, and how much each counts.
     start, end      the asking part of the prompt ``[start, end)``: it must be shown raw, with all that follows it.
     opening         ``[start, stop)`` of an instruction at the beginning whose terms count too; (0, 0) without one.
+    recent          ``[start, stop)`` of the newest tokens of an answer whose terms count too; (0, 0) without one.
     """
 
     terms: npt.NDArray[np.int64]
@@ -42,11 +44,27 @@ class Query:
     start: int
     end: int
     opening: tuple[int, int] = (0, 0)
+    recent: tuple[int, int] = (0, 0)
 
     def blank(self, values: npt.NDArray[Any]) -> None:
         """Set ``values`` ``[≥ end]``, one a token, to -1 where the prompt itself asks: it is no evidence for itself."""
         values[self.start : self.end] = -1
         values[slice(*self.opening)] = -1
+        values[slice(*self.recent)] = -1
+
+    def going_on(self, tokens: npt.NDArray[np.uint32]) -> "Query":
+        """The same question, asked while its answer is under way: ``tokens`` uint32 [N] are the prompt and the answer.
+
+        The end of the answer says what it is about now, and counts a little.
+        """
+        recent = tokens[-_RECENT:].astype(np.int64)
+        weights = np.full(len(recent), _minor_weight(len(recent), len(self.terms)), dtype=np.float32)
+        return replace(
+            self,
+            terms=np.concatenate([recent, self.terms]),
+            weights=np.concatenate([weights, self.weights]),
+            recent=(len(tokens) - len(recent), len(tokens)),
+        )
 
 
 @dataclass(frozen=True)

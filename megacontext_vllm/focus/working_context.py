@@ -28,8 +28,8 @@ class Entry:
     level   level of the node; 1 for RAW and GAP.
     index   index of the node; of the first block for GAP.
     cost    entries of the window it uses: tokens for RAW, 1 for GIST, marker tokens for GAP.
-    reason  why it is there: ``head``/``tail`` pinned, ``lens`` chosen by utility, ``recent`` from leftover budget,
-            ``cover`` a gist that only keeps the timeline whole, ``gap``.
+    reason  why it is there: ``head``/``tail`` pinned, or ``pinned`` in between, ``lens`` chosen by utility, ``recent``
+            from leftover budget, ``cover`` a gist that only keeps the timeline whole, ``gap``.
     score   the highest utility of the blocks it covers.
     """
 

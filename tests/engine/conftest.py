@@ -26,6 +26,7 @@ from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request
 from vllm.v1.structured_output import StructuredOutputManager
 
+from megacontext_vllm.engine.answers import ANSWER
 from megacontext_vllm.engine.description import WORKERS_ATTRIBUTE, WorkerDescription
 from megacontext_vllm.engine.gist_pages import pages_needed
 from megacontext_vllm.engine.scheduler import MegaContextAsyncScheduler
@@ -65,6 +66,11 @@ def node_row(tree: str | Path, level: int, index: int) -> tuple[float, float, fl
     return float(level), float(index), float(zlib.crc32(under.tobytes()) % 1_000_003)
 
 
+def spoken(ordinal: int) -> int:
+    """What the fake model says as its ``ordinal``-th token of an answer."""
+    return 1000 + ordinal % 1000
+
+
 class FakeWorker:
     """Holds what a worker holds, executes StepWork late, and checks all that a worker relies on."""
 
@@ -75,6 +81,7 @@ class FakeWorker:
         self.kv: dict[int, tuple[int, int]] = {}  # slot -> (position, id) that its KV was computed for
         self.broken = False
         self.seen_prompts: dict[str, list[list[int]]] = defaultdict(list)  # as the worker saw them
+        self.prompt_lengths: dict[str, list[int]] = defaultdict(list)
         self.resumed: list[str] = []
         self.spans_shown: dict[str, int] = defaultdict(int)
         self.nodes_made = 0
@@ -87,7 +94,10 @@ class FakeWorker:
                 self.resumed.append(new.req_id)
             self.blocks[new.req_id] = list(new.block_ids[0])
             computed[new.req_id] = new.num_computed_tokens
-            visible = new.prompt_token_ids if new.prefill_token_ids is None else new.prefill_token_ids
+            visible = new.prefill_token_ids
+            if visible is None:  # vLLM's first model runner, which is told the rest beside
+                visible = new.prompt_token_ids + getattr(new, ANSWER, [])
+            self.prompt_lengths[new.req_id].append(len(new.prompt_token_ids))
             assert visible[: len(new.prompt_token_ids)] == new.prompt_token_ids
             self.seen_prompts[new.req_id].append(list(visible))
         cached = output.scheduled_cached_reqs
@@ -106,7 +116,11 @@ class FakeWorker:
         for request_id, count in output.num_scheduled_tokens.items():
             plan, start = self.scheduler.plans.get(request_id), computed[request_id]
             request = self.scheduler.requests[request_id]
+            growing = self.scheduler.growing.get(request_id)
+            folded = len(growing.tokens) - growing.asked if growing and growing.tokens.size else 0
             ids = request.all_token_ids[: min(start + count, request.num_prompt_tokens)]
+            answered = range(start + count - request.num_prompt_tokens)  # not known to the scheduler yet, if late
+            ids = [*ids, *(spoken(folded + i) for i in answered)]
             for position, token in enumerate(ids):  # what is not computed now was computed for the same content
                 slot = self.blocks[request_id][position // BLOCK_SIZE] * BLOCK_SIZE + position % BLOCK_SIZE
                 if position >= start:
@@ -176,7 +190,7 @@ class Rig:
         output, (received, expected), samples = self.under_way.popleft()
         self.worker.execute(received, expected)
         ids = list(samples)
-        sampled = [[1000 + len(self.tokens[i]) % 1000] if samples[i] else [] for i in ids]
+        sampled = [[spoken(len(self.tokens[i]))] if samples[i] else [] for i in ids]
         result = ModelRunnerOutput(ids, {name: i for i, name in enumerate(ids)}, sampled)
         for answers in self.scheduler.update_from_output(output, result).values():
             self.told_finished += answers.finished_requests or ()
@@ -245,7 +259,8 @@ def make_rig(async_config: Any, tmp_path: Path) -> Iterator[Callable[..., Rig]]:
         config = copy.deepcopy(async_config)
         config.cache_config.num_gpu_blocks = blocks
         config.cache_config.enable_prefix_caching = caching
-        settings = {"store": str(tmp_path / "store"), "gist_tokens_per_step": 1024, **section}
+        # LensNet takes seconds to load, for every rig anew, and what is found is not the matter here.
+        settings = {"store": str(tmp_path / "store"), "lens": "lexical", "gist_tokens_per_step": 1024, **section}
         config.additional_config = {"megacontext": settings}
         pages = pages_needed(128, 4)
         description = WorkerDescription(bytes(16), NET if gists else None, False, pages if gists else 0)

@@ -16,11 +16,11 @@ from typing import Any
 
 import pytest
 
-from megacontext_vllm.engine import activation, core, front_end, patches, tokenizing
+from megacontext_vllm.engine import activation, answers, core, front_end, patches, tokenizing
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOL = ROOT / "tools" / "check_vllm.py"
-PATCHES = (*activation.PATCHES, *front_end.PATCHES, *tokenizing.PATCHES, *core.PATCHES)
+PATCHES = (*activation.PATCHES, *front_end.PATCHES, *tokenizing.PATCHES, *core.PATCHES, *answers.PATCHES)
 
 
 def _load_tool() -> ModuleType:

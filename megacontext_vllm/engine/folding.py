@@ -1,0 +1,129 @@
+"""Answers longer than the engine has positions for: what was said first becomes history, and the answer goes on.
+
+Where vLLM would end an answer because the engine's positions are used up, the request is set aside, its prompt and all
+that was said are planned like any history, with the question and the end of the answer raw, and it comes back with that
+Working Context for its prompt. To vLLM's workers it is a session that was updated, to the client one stream. It happens
+at a token position, never at a time: the same request says the same, alone or among others.
+"""
+
+import logging
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.engine import EngineCoreEventType
+from vllm.v1.request import Request, RequestStatus
+
+from megacontext_vllm.engine.answers import ANSWER
+from megacontext_vllm.engine.held import Growing, go_on
+from megacontext_vllm.engine.plan import Plan, PlanRequest
+from megacontext_vllm.engine.request_options import RequestOptions
+from megacontext_vllm.errors import MegaContextError
+from megacontext_vllm.tree.nodes import BLOCK
+from megacontext_vllm.tree.store.library import namespace_of
+
+logger = logging.getLogger("vllm.megacontext")
+
+
+class FoldingAnswers:
+    """The part of the scheduler that does it; see ``scheduler.py`` for the rest."""
+
+    if TYPE_CHECKING:
+        requests: dict[str, Request]
+        running: list[Request]
+        waiting: Any
+        deferred_waiting: set[Request]
+        max_model_len: int
+        growing: dict[str, Growing]
+        plans: dict[str, Plan]
+        _full: list[Request]
+        _ended: list[Request]
+
+        def _hold(self, request: Request, plan_request: PlanRequest, folding: bool = False) -> None: ...
+        def _release(self, tree: Any, discard: bool = False) -> None: ...
+        def _preempt_request(self, request: Request, timestamp: float, drop_stale_output: bool = False) -> None: ...
+        def finish_requests(self, request_ids: Any, finished_status: RequestStatus) -> list[Request]: ...
+
+    def _may_grow(self, request: Request, options: RequestOptions) -> None:
+        """Keep what it takes to fold the answer of ``request``, which ``outgrows`` the engine."""
+        prompt = request.prompt_token_ids or []
+        # Of a history that gets a plan, the plan has the tokens.
+        tokens = np.array(prompt if len(prompt) <= self.max_model_len else [], dtype=np.uint32)
+        # A quarter of the positions at least is for what is said until the next time: each costs a prefill.
+        window = max(min(options.window, self.max_model_len * 3 // 4), 4 * BLOCK)
+        namespace = namespace_of(request.cache_salt)
+        self.growing[request.request_id] = Growing(tokens, len(prompt), window, namespace, options.trace)
+
+    def _update_request_with_output(
+        self, request: Request, new_token_ids: list[int], *args: Any, **kwargs: Any
+    ) -> tuple[list[int], bool]:
+        status = request.status
+        new_token_ids, stopped = super()._update_request_with_output(  # type: ignore[misc]
+            request, new_token_ids, *args, **kwargs
+        )
+        full = stopped and request.status == RequestStatus.FINISHED_LENGTH_CAPPED
+        if full and request.request_id in self.growing and request.num_output_tokens < request.max_tokens:
+            request.status = status
+            self._full.append(request)
+            return new_token_ids, False
+        return new_token_ids, stopped
+
+    def _fold_full(self) -> None:
+        """Take requests that have used up the engine's positions out of vLLM's queues and have them planned."""
+        full, self._full = self._full, []
+        for request in full:
+            if request.is_finished():  # by what vLLM looked at after the length
+                continue
+            self._set_aside(request)
+            growing = self.growing[request.request_id]
+            history = growing.history(request)
+            answer = len(history) - growing.asked
+            self._hold(
+                request,
+                PlanRequest(
+                    request.request_id, growing.namespace, history, growing.window, growing.trace, answer=answer
+                ),
+                folding=True,
+            )
+
+    def _set_aside(self, request: Request) -> None:
+        if request.status == RequestStatus.RUNNING:
+            self.running.remove(request)
+            self._preempt_request(request, time.monotonic(), drop_stale_output=True)
+            # It was no preemption: nobody should think that memory is short.
+            request.num_preemptions -= 1
+            if request.events and request.events[-1].type == EngineCoreEventType.PREEMPTED:
+                request.events.pop()
+        self.waiting.remove_request(request)
+        self.deferred_waiting.discard(request)
+
+    def _go_on(self, request: Request, plan: Plan) -> None:
+        """Hand ``request`` back to vLLM with ``plan`` for its prompt."""
+        before = self.plans.pop(request.request_id, None)
+        if before is not None:
+            self._release(before.tree)
+        assert plan.tokens is not None
+        self.growing[request.request_id].tokens = plan.tokens[: len(plan.tokens) - len(plan.going_on)]
+        plan.tokens = None
+        self.plans[request.request_id] = plan
+        go_on(request, plan)
+        request.status = RequestStatus.WAITING  # a preempted one would keep its old prompt in the workers
+        self.waiting.prepend_request(request)
+
+    def _cut_short(self, request: Request, error: Exception) -> None:
+        """End an answer that could not be folded where it is: what was said is worth more than an error."""
+        logger.error(
+            "MegaContext: the answer of request %s ends at the engine's length, since it could not be folded: %s",
+            request.request_id,
+            error,
+            exc_info=not isinstance(error, MegaContextError),
+        )
+        self.finish_requests(request.request_id, RequestStatus.FINISHED_LENGTH_CAPPED)
+        self._ended.append(request)
+
+    def _send_answers(self, output: SchedulerOutput) -> None:
+        """Tell the workers which part of a returning request is its answer: vLLM's older model runner does not know."""
+        for new in output.scheduled_new_reqs:
+            if new.req_id in self.growing and (said := self.requests[new.req_id]._output_token_ids):
+                setattr(new, ANSWER, list(said))

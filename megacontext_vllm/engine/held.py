@@ -1,0 +1,69 @@
+"""What the scheduler keeps of requests that vLLM's queues do not know, or whose answers outgrow the engine."""
+
+import copy
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+import numpy as np
+from vllm.v1.request import Request
+
+from megacontext_vllm.engine.ingest import TreeIngest
+from megacontext_vllm.engine.plan import Plan, PlanRequest, Tokens
+
+
+@dataclass
+class HeldRequest:
+    """A request that waits for its plan and its gists, outside vLLM's queues.
+
+    ``created``: whether it made its tree. ``folding``: it was running before, and vLLM still knows it by its id.
+    """
+
+    request: Request
+    plan_request: PlanRequest
+    future: Future[Plan]
+    plan: Plan | None = None
+    ingest: TreeIngest | None = None
+    created: bool = False
+    folding: bool = False
+    held_since: float = 0.0
+
+
+@dataclass
+class Growing:
+    """A request whose answer may become longer than the engine has positions for.
+
+    ``tokens`` uint32 [n]: its prompt, and behind it what of its answer was folded into the history: no longer among the
+    output tokens that vLLM knows. ``asked``: how many of them are the prompt. ``window``: the budget in entries that is
+    left to the history when the answer is folded.
+    """
+
+    tokens: Tokens
+    asked: int
+    window: int
+    namespace: str
+    trace: bool
+
+    def history(self, request: Request) -> Tokens:
+        """Everything that was asked and said, uint32."""
+        return np.concatenate([self.tokens, np.array(request._output_token_ids, dtype=np.uint32)])
+
+
+def go_on(request: Request, plan: Plan) -> None:
+    """Give ``request``, which is in none of vLLM's queues, the prompt of ``plan`` and the end of its answer to go on.
+
+    What is counted from the start of the answer (``max_tokens``, ``min_tokens``) is counted from what is left of it.
+    """
+    folded = request.num_output_tokens - len(plan.going_on)
+    request.prompt_token_ids = plan.worker_prompt
+    request._all_token_ids[:] = plan.prompt + plan.going_on
+    request._output_token_ids[:] = plan.going_on
+    request.num_prompt_tokens = len(plan.prompt)
+    request.spec_token_ids = []
+    request.max_tokens -= folded
+    params = copy.copy(request.sampling_params)
+    assert params is not None
+    params.max_tokens = request.max_tokens
+    params.min_tokens = max(params.min_tokens - folded, 0)
+    request.sampling_params = params
+    request.block_hashes.clear()
+    request.update_block_hashes()
