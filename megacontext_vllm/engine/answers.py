@@ -11,7 +11,8 @@ ANSWER = "megacontext_answer"
 def _wrap_update_streaming_request(original: Any) -> Any:
     def _update_streaming_request(self: Any, req_id: str, new_req_data: Any) -> Any:
         state = original(self, req_id, new_req_data)
-        state.output_token_ids.extend(getattr(new_req_data, ANSWER, ()))
+        if answer := getattr(new_req_data, ANSWER, None):
+            state.output_token_ids.extend(answer)
         return state
 
     return _update_streaming_request

@@ -192,6 +192,7 @@ CALLS: dict[str, Callable[[], tuple[tuple[Any, ...], dict[str, Any]]]] = {
         (SimpleNamespace(), None, SimpleNamespace(prompt_token_ids=[1] * 100_000)),
         {},
     ),
+    "GPUModelRunner._update_streaming_request": lambda: ((SimpleNamespace(), "id", SimpleNamespace()), {}),
     "EngineCore._initialize_kv_caches": lambda: ((SimpleNamespace(), _inactive()), {}),
     "EngineCore.preprocess_add_request": lambda: (
         (
