@@ -34,13 +34,21 @@ def blend(
     if not lexical.any():
         return meaning
     trust = np.float32(min(1.0, 1 + _DOUBT - covered))
-    most: npt.NDArray[np.float32] = np.maximum(_standing_out(lexical), trust * _standing_out(meaning))
+    crowd = _crowd(meaning)
+    # Blocks by the dozen that mean equally much say no more than that the question's words are common here. Those that
+    # have its very words are all worth showing.
+    means = np.float32(_OF_CROWD) * meaning if crowd == 1 else _standing_out(meaning, crowd)
+    most: npt.NDArray[np.float32] = np.maximum(_standing_out(lexical, _crowd(lexical)), trust * means)
     return most
 
 
-def _standing_out(utility: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def _crowd(utility: npt.NDArray[np.float32]) -> float:
+    """The utility of the place that does not stand out any more; 0 where there are not so many places."""
     places = apart(utility, 0.0, _CROWD)
-    crowd = float(utility[places[-1]]) if len(places) == _CROWD else 0.0
+    return float(utility[places[-1]]) if len(places) == _CROWD else 0.0
+
+
+def _standing_out(utility: npt.NDArray[np.float32], crowd: float) -> npt.NDArray[np.float32]:
     if not _NOTHING < crowd < 1:
         return utility
     above = _OF_CROWD + (1 - _OF_CROWD) / (1 - crowd) * (utility - crowd)

@@ -87,7 +87,7 @@ class Focus:
     def score_again(self, tokens: npt.NDArray[np.uint32], answer: int) -> Scored:
         """The same for a prompt and the ``answer`` > 0 tokens that were said so far, together uint32 [N]."""
         asked = tokens[: len(tokens) - answer]
-        query = find_query(asked, self.special_ids, self.decode).going_on(tokens)
+        query = find_query(asked, self.special_ids, self.decode).going_on(tokens, answer)
         return Scored(len(tokens), query, self._utility(tokens, query), answer)
 
     def _utility(self, tokens: npt.NDArray[np.uint32], query: Query) -> npt.NDArray[np.float32]:

@@ -52,12 +52,12 @@ class Query:
         values[slice(*self.opening)] = -1
         values[slice(*self.recent)] = -1
 
-    def going_on(self, tokens: npt.NDArray[np.uint32]) -> "Query":
-        """The same question, asked while its answer is under way: ``tokens`` uint32 [N] are the prompt and the answer.
+    def going_on(self, tokens: npt.NDArray[np.uint32], answer: int) -> "Query":
+        """The same question while it is being answered: ``tokens`` uint32 [N] end with the ``answer`` > 0 said so far.
 
         The end of the answer says what it is about now, and counts a little.
         """
-        recent = tokens[-_RECENT:].astype(np.int64)
+        recent = tokens[-min(answer, _RECENT) :].astype(np.int64)
         weights = np.full(len(recent), _minor_weight(len(recent), len(self.terms)), dtype=np.float32)
         return replace(
             self,

@@ -9,7 +9,7 @@ from vllm.exceptions import VLLMValidationError
 
 from megacontext_vllm.engine import front_end
 from megacontext_vllm.engine.activation import SCHEDULERS
-from megacontext_vllm.engine.request_options import RequestOptions, fits
+from megacontext_vllm.engine.request_options import RequestOptions, fits, outgrows
 
 ENGINE = 1000
 LIFTED = 1 << 24
@@ -46,12 +46,29 @@ def test_unset_max_tokens_of_a_history_is_bounded_by_the_engine(config: SimpleNa
     front_end.settle_max_tokens(config, asked)
     assert asked.sampling_params.max_tokens == ENGINE
     assert not fits(asked, RequestOptions(750), ENGINE)
+    options = RequestOptions.of(asked.sampling_params, 750)
+    assert not options.fold and not outgrows(asked, options, ENGINE), "nobody asked for more"
 
 
 def test_an_asked_for_max_tokens_stays(config: SimpleNamespace) -> None:
     asked = request(50_000, 300)
     front_end.settle_max_tokens(config, asked)
     assert asked.sampling_params.max_tokens == 300
+
+
+def test_an_asked_for_max_tokens_beyond_the_engine_is_folded(config: SimpleNamespace) -> None:
+    for length in (10, 50_000):
+        asked = request(length, 20_000)
+        front_end.settle_max_tokens(config, asked)
+        front_end.check_request(config, asked)
+        assert asked.sampling_params.max_tokens == 20_000
+        assert outgrows(asked, RequestOptions.of(asked.sampling_params, 750), ENGINE)
+
+
+def test_what_cannot_be_folded_is_refused_as_stock_does(config: SimpleNamespace) -> None:
+    with pytest.raises(VLLMValidationError, match="max_tokens=600.*window of 1,000.*prompt_logprobs.*Lower max_tokens"):
+        front_end.check_request(config, request(500, 600, prompt_logprobs=1))
+    front_end.check_request(config, request(500, 500, prompt_logprobs=1))
 
 
 def test_min_tokens_beyond_what_is_left(config: SimpleNamespace) -> None:

@@ -5,7 +5,13 @@ import pytest
 import torch
 from vllm.sampling_params import SamplingParams
 
-from megacontext_vllm.engine.request_options import RequestOptions, fits, needs_working_context, unsupported_reason
+from megacontext_vllm.engine.request_options import (
+    RequestOptions,
+    fits,
+    needs_working_context,
+    outgrows,
+    unsupported_reason,
+)
 from megacontext_vllm.errors import RequestError
 
 WINDOW, MAX_LEN = 768, 1024
@@ -62,6 +68,33 @@ def test_a_bad_window_names_the_range(value: object) -> None:
 )
 def test_trace(value: object, meant: bool) -> None:
     assert of(megacontext_trace=value).trace is meant
+
+
+def test_fold() -> None:
+    assert of().fold and not of(megacontext_fold="false").fold
+    with pytest.raises(RequestError, match=r"megacontext_fold=.*true or false"):
+        of(megacontext_fold="never")
+
+
+@pytest.mark.parametrize(
+    ("length", "max_tokens", "window", "grows"),
+    [
+        (10, 16, WINDOW, False),
+        (10, MAX_LEN - 10, WINDOW, False),
+        (10, MAX_LEN - 9, WINDOW, True),
+        (10, 100_000, WINDOW, True),
+        (10, None, WINDOW, False),
+        (50_000, MAX_LEN - WINDOW, WINDOW, False),
+        (50_000, MAX_LEN - WINDOW + 1, WINDOW, True),
+        (50_000, MAX_LEN - WINDOW + 1, 256, False),
+    ],
+)
+def test_outgrows(length: int, max_tokens: int | None, window: int, grows: bool) -> None:
+    params = SamplingParams(max_tokens=max_tokens)
+    assert outgrows(prompt(length, sampling_params=params), RequestOptions(window), MAX_LEN) is grows
+    assert not outgrows(prompt(length, sampling_params=params), RequestOptions(window, fold=False), MAX_LEN)
+    params.prompt_logprobs = 1
+    assert not outgrows(prompt(length, sampling_params=params), RequestOptions(window), MAX_LEN)
 
 
 @pytest.mark.parametrize("value", ["yes", 2, None, ""])

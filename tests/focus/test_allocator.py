@@ -174,3 +174,44 @@ def test_sealed_nodes_are_shown_as_their_gist_and_never_expanded(data: st.DataOb
         assert len(over) == 1 and over[0].kind is Kind.GIST and over[0].level >= level, over
     free = allocate(length, window, utility, head=64, tail=128, gists=True)
     assert sealed or made == free
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    length=st.integers(2_000, 60_000),
+    window=st.integers(128, 3_000),
+    start=st.floats(0, 1),
+    tokens=st.integers(1, 400),
+    gists=st.booleans(),
+    seed=st.integers(0, 99),
+    flavour=st.sampled_from(["zero", "equal", "sparse", "signed"]),
+)
+def test_what_is_pinned_in_the_middle_is_raw(
+    length: int, window: int, start: float, tokens: int, gists: bool, seed: int, flavour: str
+) -> None:
+    utility = utilities(length, seed, flavour)
+    first = int(start * (length - tokens))
+    pinned = range(first // BLOCK, -(-(first + tokens) // BLOCK))
+    enough = BLOCK * len(pinned) + 2 * 64 + 128 + 2 * BLOCK + (217 + 3 * (BLOCK - 1) if gists else 4 * 3) <= window
+    try:
+        context = allocate(
+            length, window, utility, head=64, tail=128, gists=gists, gap_cost=4, pinned=(first, first + tokens)
+        )
+    except BudgetError:
+        if enough:
+            raise
+        return
+    assert context.cost <= window and set(pinned) <= set(shown(context))
+    if length > window:
+        reasons = {entry.index: entry.reason for entry in context.entries if entry.kind is Kind.RAW}
+        assert {reasons[block] for block in pinned} <= {"pinned", "head", "tail"}
+    for entry in context.entries:
+        if entry.reason == "pinned":
+            assert entry.index in pinned and entry.score == utility[entry.index], "it was not worth more than before"
+
+
+@pytest.mark.parametrize("gists", [False, True])
+def test_a_middle_that_does_not_fit_says_so(gists: bool) -> None:
+    utility = np.linspace(0, 1, 100, dtype=np.float32)
+    with pytest.raises(BudgetError, match="pinned between its head and its tail"):
+        allocate(3200, 320, utility, head=32, tail=32, gists=gists, gap_cost=4, pinned=(1000, 1400))

@@ -63,3 +63,12 @@ def test_bounds_and_order(words: np.ndarray, meaning: np.ndarray, covered: float
     assert np.array_equal(words, before[0]) and np.array_equal(meaning, before[1])
     better = (words[:, None] >= words) & (meaning[:, None] >= meaning)
     assert (both[:, None] - both >= -1e-6)[better].all(), "better for both lenses is never worse"
+
+
+def test_what_all_blocks_mean_alike_drowns_nothing() -> None:
+    lexical = np.zeros(500, dtype=np.float32)
+    lexical[[7, 300]] = [1.0, 0.4]
+    both = blend(lexical, np.ones(500, dtype=np.float32), covered=0.2)
+    assert np.argsort(-both)[:2].tolist() == [7, 300]
+    # The very words, though, are worth showing wherever they stand.
+    assert blend(np.ones(500, dtype=np.float32), lexical, covered=1.0).min() == 1

@@ -88,6 +88,25 @@ def test_what_is_pinned(focus: Focus, gists: bool) -> None:
     assert pinned(context, "head") == 0 and pinned(context, "tail") == 224
 
 
+@pytest.mark.parametrize("gists", [False, True])
+@pytest.mark.parametrize("window", [128, 160, 192, 256, 1024])
+@pytest.mark.parametrize("answer", [33, 1000, 40_000])
+def test_an_answer_under_way(focus: Focus, window: int, answer: int, gists: bool) -> None:
+    tokens = np.concatenate([history(20_000), np.random.default_rng(1).integers(0, 900, answer).astype(np.uint32)])
+    tokens[7000:7003] = tokens[19_985:19_988] = [950, 951, 952]
+    tokens[3000:3002] = tokens[-2:] = [960, 961]  # what the answer speaks of now
+    scored = focus.score_again(tokens, answer)
+    assert scored.query.start == focus.score(tokens[:20_000]).query.start, "the question is the prompt's"
+    best = np.argsort(-scored.utility)[:6].tolist()
+    assert 7000 // 32 in best and scored.utility[7000 // 32] > scored.utility[3000 // 32] > 0
+    context = focus.allocate(scored, window, gists=gists)
+    raw = {entry.index for entry in context.entries if entry.kind is Kind.RAW}
+    question = range(scored.query.start // 32, min(20_000 // 32, scored.query.start // 32 + window // 128))
+    assert raw >= set(question)
+    end = next(entry for entry in reversed(context.entries) if entry.kind is not Kind.RAW).end
+    assert len(tokens) - end >= min(answer, window // 4 - 31), "and the answer's end, to go on from"
+
+
 def test_where_gists_leave_no_room_spans_are_hidden(focus: Focus, caplog: pytest.LogCaptureFixture) -> None:
     scored = focus.score(history(1_000_001))
     context = focus.allocate(scored, 128, gists=True)
