@@ -74,6 +74,13 @@ class MegaContextConfig(BaseModel):
         description="LensNet of lens='blend': a folder that 'megacontext train lensnet' made. Default: the one that "
         "comes with this version.",
     )
+    refocus_tokens: int | None = Field(
+        default=None,
+        ge=2 * BLOCK,
+        description="While a question about a history is answered, scores are renewed every so many tokens of the "
+        "answer, and what is shown is changed where that shows enough that was not. Default: only when the answer has "
+        "used up the engine's length.",
+    )
     gap_marker: str = Field(default="\n[...]\n", description="Text shown in place of a hidden span.")
     gist_net: str | None = Field(
         default=None,

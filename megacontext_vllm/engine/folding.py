@@ -8,6 +8,7 @@ at a token position, never at a time: the same request says the same, alone or a
 
 import logging
 import time
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,20 +41,31 @@ class FoldingAnswers:
         _full: list[Request]
         _ended: list[Request]
 
-        def _hold(self, request: Request, plan_request: PlanRequest, folding: bool = False) -> None: ...
+        def _plan(self, plan_request: PlanRequest) -> Future[Plan]: ...
+        def _hold(
+            self,
+            request: Request,
+            plan_request: PlanRequest,
+            future: Future[Plan],
+            folding: bool = False,
+            needed: bool = True,
+        ) -> None: ...
+        def _look(self, request: Request, growing: Growing) -> None: ...
+        def _look_later(self, growing: Growing, request: Request) -> None: ...
+        def _forget_look(self, growing: Growing) -> None: ...
         def _release(self, tree: Any, discard: bool = False) -> None: ...
         def _preempt_request(self, request: Request, timestamp: float, drop_stale_output: bool = False) -> None: ...
         def finish_requests(self, request_ids: Any, finished_status: RequestStatus) -> list[Request]: ...
 
     def _may_grow(self, request: Request, options: RequestOptions) -> None:
-        """Keep what it takes to fold the answer of ``request``, which ``outgrows`` the engine."""
+        """Keep what it takes to plan ``request`` anew while it is answered."""
         prompt = request.prompt_token_ids or []
         # Of a history that gets a plan, the plan has the tokens.
         tokens = np.array(prompt if len(prompt) <= self.max_model_len else [], dtype=np.uint32)
-        # A quarter of the positions at least is for what is said until the next time: each costs a prefill.
+        # A quarter of the positions at least is for what is said until the next time: each time costs a prefill.
         window = max(min(options.window, self.max_model_len * 3 // 4), 4 * BLOCK)
         namespace = namespace_of(request.cache_salt)
-        self.growing[request.request_id] = Growing(tokens, len(prompt), window, namespace, options.trace)
+        self.growing[request.request_id] = Growing(tokens, len(prompt), window, namespace, options.trace, options.fold)
 
     def _update_request_with_output(
         self, request: Request, new_token_ids: list[int], *args: Any, **kwargs: Any
@@ -62,11 +74,16 @@ class FoldingAnswers:
         new_token_ids, stopped = super()._update_request_with_output(  # type: ignore[misc]
             request, new_token_ids, *args, **kwargs
         )
+        growing = self.growing.get(request.request_id)
+        if growing is None:
+            return new_token_ids, stopped
         full = stopped and request.status == RequestStatus.FINISHED_LENGTH_CAPPED
-        if full and request.request_id in self.growing and request.num_output_tokens < request.max_tokens:
+        if full and growing.folds and request.num_output_tokens < request.max_tokens:
             request.status = status
             self._full.append(request)
             return new_token_ids, False
+        if not stopped:
+            self._look(request, growing)
         return new_token_ids, stopped
 
     def _fold_full(self) -> None:
@@ -77,15 +94,16 @@ class FoldingAnswers:
                 continue
             self._set_aside(request)
             growing = self.growing[request.request_id]
-            history = growing.history(request)
-            answer = len(history) - growing.asked
-            self._hold(
-                request,
-                PlanRequest(
-                    request.request_id, growing.namespace, history, growing.window, growing.trace, answer=answer
-                ),
-                folding=True,
-            )
+            self._forget_look(growing)
+            plan_request = self._plan_request(request, growing, growing.said(request))
+            self._hold(request, plan_request, self._plan(plan_request), folding=True)
+
+    def _plan_request(self, request: Request, growing: Growing, said: int) -> PlanRequest:
+        """What to plan when ``said`` tokens of the answer are said."""
+        history = growing.history(request)[: growing.asked + said]
+        return PlanRequest(
+            request.request_id, growing.namespace, history, growing.window, growing.trace, answer=said
+        )
 
     def _set_aside(self, request: Request) -> None:
         if request.status == RequestStatus.RUNNING:
@@ -103,11 +121,15 @@ class FoldingAnswers:
         before = self.plans.pop(request.request_id, None)
         if before is not None:
             self._release(before.tree)
-        assert plan.tokens is not None
-        self.growing[request.request_id].tokens = plan.tokens[: len(plan.tokens) - len(plan.going_on)]
+        growing = self.growing[request.request_id]
+        history = growing.history(request)
+        # Since the plan was made, the answer may have gone on.
+        answer = plan.going_on + history[plan.length :].tolist()
+        go_on(request, plan, answer)
+        growing.tokens = history[: len(history) - len(answer)]
         plan.tokens = None
+        self._look_later(growing, request)
         self.plans[request.request_id] = plan
-        go_on(request, plan)
         request.status = RequestStatus.WAITING  # a preempted one would keep its old prompt in the workers
         self.waiting.prepend_request(request)
 

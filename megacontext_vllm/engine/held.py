@@ -16,6 +16,7 @@ class HeldRequest:
     """A request that waits for its plan and its gists, outside vLLM's queues.
 
     ``created``: whether it made its tree. ``folding``: it was running before, and vLLM still knows it by its id.
+    ``needed``: it cannot go on as it was, so that its plan is put in place whatever it shows.
     """
 
     request: Request
@@ -25,16 +26,27 @@ class HeldRequest:
     ingest: TreeIngest | None = None
     created: bool = False
     folding: bool = False
+    needed: bool = True
     held_since: float = 0.0
+
+
+@dataclass(frozen=True)
+class Look:
+    """A plan made for an answer of which so many tokens were said (``plan_request.answer``)."""
+
+    plan_request: PlanRequest
+    future: Future[Plan]
 
 
 @dataclass
 class Growing:
-    """A request whose answer may become longer than the engine has positions for.
+    """A request whose answer may become longer than the engine has positions for, or whose focus is renewed meanwhile.
 
     ``tokens`` uint32 [n]: its prompt, and behind it what of its answer was folded into the history: no longer among the
     output tokens that vLLM knows. ``asked``: how many of them are the prompt. ``window``: the budget in entries that is
-    left to the history when the answer is folded.
+    left to the history when the answer is folded. ``folds``: whether it may be, once the positions are used up.
+    ``next_look``: so many tokens into the answer its scores are renewed; None: never. ``look``: what was found then,
+    and is decided upon a little later.
     """
 
     tokens: Tokens
@@ -42,21 +54,28 @@ class Growing:
     window: int
     namespace: str
     trace: bool
+    folds: bool
+    next_look: int | None = None
+    look: Look | None = None
+
+    def said(self, request: Request) -> int:
+        """Tokens of the answer so far."""
+        return len(self.tokens) - self.asked + request.num_output_tokens
 
     def history(self, request: Request) -> Tokens:
         """Everything that was asked and said, uint32."""
         return np.concatenate([self.tokens, np.array(request._output_token_ids, dtype=np.uint32)])
 
 
-def go_on(request: Request, plan: Plan) -> None:
+def go_on(request: Request, plan: Plan, answer: list[int]) -> None:
     """Give ``request``, which is in none of vLLM's queues, the prompt of ``plan`` and the end of its answer to go on.
 
     What is counted from the start of the answer (``max_tokens``, ``min_tokens``) is counted from what is left of it.
     """
-    folded = request.num_output_tokens - len(plan.going_on)
+    folded = request.num_output_tokens - len(answer)
     request.prompt_token_ids = plan.worker_prompt
-    request._all_token_ids[:] = plan.prompt + plan.going_on
-    request._output_token_ids[:] = plan.going_on
+    request._all_token_ids[:] = plan.prompt + answer
+    request._output_token_ids[:] = answer
     request.num_prompt_tokens = len(plan.prompt)
     request.spec_token_ids = []
     request.max_tokens -= folded

@@ -23,12 +23,12 @@ from vllm.v1.request import Request, RequestStatus
 
 from megacontext_vllm.config import SECTION, parse_config
 from megacontext_vllm.engine.description import WORKERS_ATTRIBUTE
-from megacontext_vllm.engine.folding import FoldingAnswers
 from megacontext_vllm.engine.gist_pages import GistPages
 from megacontext_vllm.engine.held import Growing, HeldRequest
 from megacontext_vllm.engine.ingest import Ingest
 from megacontext_vllm.engine.kv_group import slot_group
 from megacontext_vllm.engine.plan import Plan, PlanRequest
+from megacontext_vllm.engine.refocusing import RefocusingAnswers
 from megacontext_vllm.engine.request_options import RequestOptions, needs_working_context, outgrows
 from megacontext_vllm.engine.sanitise import sanitise
 from megacontext_vllm.engine.step_work import ATTRIBUTE, StepWork
@@ -44,7 +44,7 @@ logger = logging.getLogger("vllm.megacontext")
 IDLE_WAIT_SECONDS = 0.002
 
 
-class MegaContextScheduling(FoldingAnswers):
+class MegaContextScheduling(RefocusingAnswers):
     """Mixin over vLLM's Scheduler; see the two classes at the end of this file."""
 
     if TYPE_CHECKING:
@@ -66,6 +66,7 @@ class MegaContextScheduling(FoldingAnswers):
         self.plans: dict[str, Plan] = {}
         self.growing: dict[str, Growing] = {}
         self._full: list[Request] = []
+        self._due: list[Request] = []
         self._ended: list[Request] = []  # outside vLLM's steps; their answers leave with the next one's outputs
         self._threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="megacontext-plan")
 
@@ -91,12 +92,23 @@ class MegaContextScheduling(FoldingAnswers):
             options.window,
             options.trace,
         )
-        self._hold(request, plan_request)
+        if self.settings.refocus_tokens is not None and request.request_id not in self.growing:
+            self._may_grow(request, options)
+        self._hold(request, plan_request, self._plan(plan_request))
 
-    def _hold(self, request: Request, plan_request: PlanRequest, folding: bool = False) -> None:
-        future = self._threads.submit(self.planner.plan, plan_request, gists=self.gist_pages is not None)
+    def _plan(self, plan_request: PlanRequest) -> Future[Plan]:
+        return self._threads.submit(self.planner.plan, plan_request, gists=self.gist_pages is not None)
+
+    def _hold(
+        self,
+        request: Request,
+        plan_request: PlanRequest,
+        future: Future[Plan],
+        folding: bool = False,
+        needed: bool = True,
+    ) -> None:
         self.held[request.request_id] = HeldRequest(
-            request, plan_request, future, folding=folding, held_since=time.perf_counter()
+            request, plan_request, future, folding=folding, needed=needed, held_since=time.perf_counter()
         )
 
     def _advance_held(self) -> None:
@@ -110,7 +122,15 @@ class MegaContextScheduling(FoldingAnswers):
                     held.created |= held.plan.created
                 except Exception as error:
                     del self.held[held.request.request_id]
-                    (self._cut_short if held.folding else self._fail)(held.request, error)
+                    if not held.needed:
+                        self._stay(held.request, error)
+                    else:
+                        (self._cut_short if held.folding else self._fail)(held.request, error)
+                    continue
+                if not held.needed and not self._is_worth(held.request, held.plan):
+                    del self.held[held.request.request_id]
+                    self._release(held.plan.tree, discard=held.created)
+                    self._stay(held.request)
                     continue
                 if held.plan.gist_nodes:
                     try:
@@ -155,6 +175,7 @@ class MegaContextScheduling(FoldingAnswers):
         if request.request_id in self.growing:
             assert plan.tokens is not None
             self.growing[request.request_id].tokens = plan.tokens
+            self._look_later(self.growing[request.request_id], request)
         plan.tokens = None
         # vLLM hashes _all_token_ids; everything that looks into the prompt itself gets ordinary tokens.
         request.prompt_token_ids = plan.worker_prompt
@@ -241,6 +262,7 @@ class MegaContextScheduling(FoldingAnswers):
         if work is not None:
             self.ingest.executed(work.jobs)
         self._fold_full()
+        self._decide()
         for request in self._ended:
             answer = EngineCoreOutput(
                 request_id=request.request_id,
@@ -283,18 +305,22 @@ class MegaContextScheduling(FoldingAnswers):
     def _abandon(self, held: HeldRequest) -> None:
         """The client went away before its request was admitted: leave nothing behind that it made."""
 
-        def give_up(future: Future[Plan]) -> None:
-            if future.cancelled() or future.exception() is not None:
-                return
-            plan = future.result()
-            self._release(plan.tree, discard=held.created or plan.created)
-
-        if held.future.cancel():
-            return
         if held.plan is not None:
             self._release(held.plan.tree, discard=held.created)
         else:
-            held.future.add_done_callback(give_up)
+            self._give_up(held.future, held.created)
+
+    def _give_up(self, future: Future[Plan], created: bool = False) -> None:
+        """Nobody wants this plan any more. ``created``: whether a plan before it made the tree."""
+
+        def release(future: Future[Plan]) -> None:
+            if future.cancelled() or future.exception() is not None:
+                return
+            plan = future.result()
+            self._release(plan.tree, discard=created or plan.created)
+
+        if not future.cancel():
+            future.add_done_callback(release)
 
     def _release(self, tree: Any, discard: bool = False) -> None:
         """Let go of a plan's tree, in the planning thread: the library's lock and the disk may keep it waiting."""
@@ -308,7 +334,9 @@ class MegaContextScheduling(FoldingAnswers):
         self._threads.submit(let_go)
 
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
-        self.growing.pop(request.request_id, None)
+        growing = self.growing.pop(request.request_id, None)
+        if growing is not None:
+            self._forget_look(growing)
         plan = self.plans.pop(request.request_id, None)
         if plan is not None:
             self._release(plan.tree)
