@@ -12,7 +12,6 @@ from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from vllm.tokenizers import cached_tokenizer_from_config
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import SchedulerOutput
@@ -26,16 +25,15 @@ from megacontext_vllm.engine.description import WORKERS_ATTRIBUTE
 from megacontext_vllm.engine.gist_pages import GistPages
 from megacontext_vllm.engine.held import Growing, HeldRequest
 from megacontext_vllm.engine.ingest import Ingest
-from megacontext_vllm.engine.kv_group import slot_group
 from megacontext_vllm.engine.plan import Plan, PlanRequest
 from megacontext_vllm.engine.refocusing import RefocusingAnswers
 from megacontext_vllm.engine.request_options import RequestOptions, needs_working_context, outgrows
 from megacontext_vllm.engine.sanitise import sanitise
+from megacontext_vllm.engine.showing_gists import ShowingGists
 from megacontext_vllm.engine.step_work import ATTRIBUTE, StepWork
 from megacontext_vllm.engine.traces import write_trace
 from megacontext_vllm.engine.wiring import make_planner
 from megacontext_vllm.errors import MegaContextError, RequestError
-from megacontext_vllm.tree.nodes import num_nodes
 from megacontext_vllm.tree.store.library import namespace_of
 
 logger = logging.getLogger("vllm.megacontext")
@@ -44,7 +42,7 @@ logger = logging.getLogger("vllm.megacontext")
 IDLE_WAIT_SECONDS = 0.002
 
 
-class MegaContextScheduling(RefocusingAnswers):
+class MegaContextScheduling(ShowingGists, RefocusingAnswers):
     """Mixin over vLLM's Scheduler; see the two classes at the end of this file."""
 
     if TYPE_CHECKING:
@@ -65,6 +63,8 @@ class MegaContextScheduling(RefocusingAnswers):
         self.held: dict[str, HeldRequest] = {}
         self.plans: dict[str, Plan] = {}
         self.growing: dict[str, Growing] = {}
+        # A connector may be told of blocks that a request has given back by then; not tried yet.
+        self.may_change = vllm_config.kv_transfer_config is None
         self._full: list[Request] = []
         self._due: list[Request] = []
         self._ended: list[Request] = []  # outside vLLM's steps; their answers leave with the next one's outputs
@@ -78,7 +78,7 @@ class MegaContextScheduling(RefocusingAnswers):
         except RequestError as error:  # a front end that did not check; only this request may suffer
             self._fail(request, error)
             return
-        if outgrows(request, options, self.max_model_len):
+        if self.may_change and outgrows(request, options, self.max_model_len):
             self._may_grow(request, options)
         if not needs_working_context(request, options, self.max_model_len):
             super().add_request(request)  # type: ignore[misc]
@@ -92,7 +92,7 @@ class MegaContextScheduling(RefocusingAnswers):
             options.window,
             options.trace,
         )
-        if self.settings.refocus_tokens is not None and request.request_id not in self.growing:
+        if self.may_change and self.settings.refocus_tokens is not None and request.request_id not in self.growing:
             self._may_grow(request, options)
         self._hold(request, plan_request, self._plan(plan_request))
 
@@ -224,33 +224,6 @@ class MegaContextScheduling(RefocusingAnswers):
                 planning[0].exception(timeout=IDLE_WAIT_SECONDS)
             except TimeoutError:
                 pass
-
-    def _show_gists(self, output: SchedulerOutput, work: StepWork) -> None:
-        """Find the gist positions of this step and place their pages."""
-        slots: list[np.ndarray] = []
-        wanted: list[tuple[str, int, int]] = []
-        for request_id, scheduled in output.num_scheduled_tokens.items():
-            plan = self.plans.get(request_id)
-            if plan is None or not plan.gist_nodes:
-                continue
-            stop = self.requests[request_id].num_computed_tokens
-            first, last = np.searchsorted(plan.gist_positions, (stop - scheduled, stop))
-            if first == last:
-                continue
-            slots.append(self._kv_slots(request_id, plan.gist_positions[first:last]))
-            for level, index in plan.gist_nodes[first:last]:
-                # The request was admitted once every complete node of its history had its gist committed.
-                wanted.append((str(plan.tree.gist_path(level)), index, num_nodes(plan.length, level)))
-        if wanted:
-            assert self.gist_pages is not None
-            rows, work.fills = self.gist_pages.place(wanted)
-            work.slots, work.rows = np.concatenate(slots), np.array(rows, dtype=np.int32)
-
-    def _kv_slots(self, request_id: str, positions: np.ndarray) -> np.ndarray:
-        index = slot_group(self.kv_cache_config)  # type: ignore[attr-defined]
-        size = self.kv_cache_config.kv_cache_groups[index].kv_cache_spec.block_size  # type: ignore[attr-defined]
-        blocks = np.asarray(self.kv_cache_manager.get_block_ids(request_id)[index], np.int64)  # type: ignore[attr-defined]
-        return blocks[positions // size] * size + positions % size
 
     def update_from_output(
         self, scheduler_output: SchedulerOutput, model_runner_output: ModelRunnerOutput
