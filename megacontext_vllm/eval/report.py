@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from rich import box
 from rich.table import Table
 
+from megacontext_vllm.eval.methods import METHODS
 from megacontext_vllm.eval.summary import ALL, Cell, Figure
 
 MEASURES: dict[str, tuple[str, Callable[[Cell], Figure | None]]] = {
@@ -19,7 +20,9 @@ MEASURES: dict[str, tuple[str, Callable[[Cell], Figure | None]]] = {
 def grid(cells: Sequence[Cell], measure: str, budget: int) -> tuple[list[str], list[list[str]]]:
     """Head and rows of one measure at one budget: tasks and lengths downwards, methods across."""
     chosen = [cell for cell in cells if cell.budget == budget and MEASURES[measure][1](cell) is not None]
-    methods = list(dict.fromkeys(cell.method for cell in chosen))
+    # Several folders put together have them in any order; methods of somebody's own come last.
+    order = [*METHODS, *(cell.method for cell in chosen)]
+    methods = sorted({cell.method for cell in chosen}, key=order.index)
     places = sorted({(cell.task, cell.length) for cell in chosen}, key=lambda at: (_order(cells)[at[0]], at[1]))
     found = {(cell.task, cell.length, cell.method): cell for cell in chosen}
     rows = []

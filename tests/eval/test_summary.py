@@ -58,7 +58,7 @@ def test_lengths_can_be_pooled() -> None:
 def test_tables_show_what_was_not_measured_as_such() -> None:
     cells = summarise(records("oracle", [True] * 4, 1.0) + records("tail", [False] * 4, 0.0)[:2])
     head, rows = grid(cells, "accuracy", 512)
-    assert head == ["task", "length", "n", "oracle", "tail"]
-    assert rows == [["needle", "4,096", "4", "1.00 ±0.00", "0.00"]]  # one history has no interval
-    assert "| needle | 4,096 | 4 | 1.00 ±0.00 | 0.00 |" in markdown(cells)
+    assert head == ["task", "length", "n", "tail", "oracle"], "whatever came first"
+    assert rows == [["needle", "4,096", "4", "0.00", "1.00 ±0.00"]]  # one history has no interval
+    assert "| needle | 4,096 | 4 | 0.00 | 1.00 ±0.00 |" in markdown(cells)
     assert "bits" not in markdown(cells)
