@@ -79,6 +79,7 @@ class RefocusingAnswers(FoldingAnswers):
         if error is not None:
             logger.error("MegaContext: the focus of request %s could not be renewed: %s", request.request_id, error)
         self._look_later(self.growing[request.request_id], request)
+        request.spec_token_ids = []  # drafts that came in meanwhile
         self.waiting.prepend_request(request)  # as a preempted one
 
     def _forget_look(self, growing: Growing) -> None:
