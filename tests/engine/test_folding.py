@@ -133,10 +133,12 @@ def test_asked_not_to(make_rig: MakeRig) -> None:
 @pytest.mark.parametrize("v2", [False, True])
 def test_more_of_them_than_memory(make_rig: MakeRig, late: int, v2: bool) -> None:
     rig = make_rig(late=late, v2=v2, blocks=2 * ENGINE // 16 + 9, caching=False)
-    for i in range(6):  # more than max_num_seqs, too
+    requests = [
         rig.add(f"r{i}", history(60 if i % 2 else 3000, seed=i), max_tokens=620 + i)
+        for i in range(6)  # more than max_num_seqs, too
+    ]
     rig.run()
-    assert rig.worker.resumed, "the blocks were to run out"
+    assert any(request.num_preemptions for request in requests), "the blocks were to run out"
     for i in range(6):
         assert rig.tokens[f"r{i}"] == said(620 + i)
     rig.assert_clean()
