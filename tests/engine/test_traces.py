@@ -36,7 +36,7 @@ def plan_of(tree: MegaContextTree) -> Plan:
         {"kind": e.kind.name.lower(), "start": e.start, "end": e.end, "level": e.level} for e in context.entries
     ]
     none = np.empty(0, np.int64)
-    return Plan(tree, LENGTH, True, 17, context, [], [], none, [], {"store": 0.123456}, described)
+    return Plan(tree, None, LENGTH, True, 17, context, [], [], none, [], [], {"store": 0.123456}, described)
 
 
 def request(request_id: str, namespace: str = "default") -> PlanRequest:
