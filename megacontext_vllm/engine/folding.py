@@ -147,5 +147,7 @@ class FoldingAnswers:
     def _send_answers(self, output: SchedulerOutput) -> None:
         """Tell the workers which part of a returning request is its answer: vLLM's older model runner does not know."""
         for new in output.scheduled_new_reqs:
+            if new.prefill_token_ids is not None:  # the newer one's, which say it
+                continue
             if new.req_id in self.growing and (said := self.requests[new.req_id]._output_token_ids):
                 setattr(new, ANSWER, list(said))

@@ -67,16 +67,27 @@ class Growing:
         return np.concatenate([self.tokens, np.array(request._output_token_ids, dtype=np.uint32)])
 
 
+def give_prompt(request: Request, plan: Plan, answer: list[int]) -> None:
+    """Make the Working Context of ``plan`` the prompt of ``request``, which is in none of vLLM's queues.
+
+    ``answer``: the output tokens that it has behind it.
+    """
+    # vLLM hashes _all_token_ids; everything that looks into the prompt itself gets ordinary tokens.
+    request.prompt_token_ids = plan.worker_prompt
+    request._all_token_ids[:] = plan.prompt + answer
+    request._output_token_ids[:] = answer
+    request.num_prompt_tokens = len(plan.prompt)
+    request.block_hashes.clear()
+    request.update_block_hashes()
+
+
 def go_on(request: Request, plan: Plan, answer: list[int]) -> None:
     """Give ``request``, which is in none of vLLM's queues, the prompt of ``plan`` and the end of its answer to go on.
 
     What is counted from the start of the answer (``max_tokens``, ``min_tokens``) is counted from what is left of it.
     """
     folded = request.num_output_tokens - len(answer)
-    request.prompt_token_ids = plan.worker_prompt
-    request._all_token_ids[:] = plan.prompt + answer
-    request._output_token_ids[:] = answer
-    request.num_prompt_tokens = len(plan.prompt)
+    give_prompt(request, plan, answer)
     request.spec_token_ids = []
     request.max_tokens -= folded
     params = copy.copy(request.sampling_params)
@@ -84,5 +95,3 @@ def go_on(request: Request, plan: Plan, answer: list[int]) -> None:
     params.max_tokens = request.max_tokens
     params.min_tokens = max(params.min_tokens - folded, 0)
     request.sampling_params = params
-    request.block_hashes.clear()
-    request.update_block_hashes()

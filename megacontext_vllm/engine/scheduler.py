@@ -23,7 +23,7 @@ from vllm.v1.request import Request, RequestStatus
 from megacontext_vllm.config import SECTION, parse_config
 from megacontext_vllm.engine.description import WORKERS_ATTRIBUTE
 from megacontext_vllm.engine.gist_pages import GistPages
-from megacontext_vllm.engine.held import Growing, HeldRequest
+from megacontext_vllm.engine.held import Growing, HeldRequest, give_prompt
 from megacontext_vllm.engine.ingest import Ingest
 from megacontext_vllm.engine.plan import Plan, PlanRequest
 from megacontext_vllm.engine.refocusing import RefocusingAnswers
@@ -177,12 +177,7 @@ class MegaContextScheduling(ShowingGists, RefocusingAnswers):
             self.growing[request.request_id].tokens = plan.tokens
             self._look_later(self.growing[request.request_id], request)
         plan.tokens = None
-        # vLLM hashes _all_token_ids; everything that looks into the prompt itself gets ordinary tokens.
-        request.prompt_token_ids = plan.worker_prompt
-        request._all_token_ids[:] = plan.prompt
-        request.num_prompt_tokens = len(plan.prompt)
-        request.block_hashes.clear()
-        request.update_block_hashes()
+        give_prompt(request, plan, answer=[])
         self.plans[request.request_id] = plan
         super().add_request(request)  # type: ignore[misc]
 
