@@ -158,14 +158,17 @@ def test_what_cannot_be_written_is_logged_and_forgotten(tmp_path: Path, caplog: 
         gone.note_access(1, [1])
 
 
-def test_noting_300_nodes_of_a_million_tokens_costs_well_under_a_millisecond(tmp_path: Path) -> None:
-    """1 % of a focus step of 100 ms is 1 ms. Measured on 2 shared cores: 0.5 ms (median)."""
+def test_noting_300_nodes_of_a_million_tokens_costs_about_a_millisecond(tmp_path: Path) -> None:
+    """1 % of a focus step of 100 ms is 1 ms: 0.5 ms (median) where this was written, 0.9 to 1.6 on a slower machine.
+
+    So it is compared with plain Python work of the same run, of which it takes 1.1 to 1.3 times as long.
+    """
     random = np.random.default_rng(0)
     telemetry = NodeTelemetry(tmp_path)
     for level in (1, 2, 3):
         telemetry.note_access(level, [32 ** (4 - level) - 1])
     telemetry.flush()
-    took = []
+    took, yardstick = [], []
     for _ in range(200):
         nodes = {1: random.integers(0, 31_250, 200), 2: random.integers(0, 976, 70), 3: random.integers(0, 30, 30)}
         before = time.perf_counter()
@@ -173,5 +176,8 @@ def test_noting_300_nodes_of_a_million_tokens_costs_well_under_a_millisecond(tmp
             telemetry.note_access(level, indices)
         telemetry.flush()
         took.append(time.perf_counter() - before)
-    print(f"noted and flushed 300 nodes in {np.min(took) * 1e3:.3f} ms (best of {len(took)})")
-    assert np.min(took) < 1e-3
+        before = time.perf_counter()
+        assert sum(hash((i, i + 1)) for i in range(4300))
+        yardstick.append(time.perf_counter() - before)
+    print(f"noted and flushed 300 nodes in {np.median(took) * 1e3:.3f} ms (median of {len(took)})")
+    assert np.median(took) < 2 * np.median(yardstick)
