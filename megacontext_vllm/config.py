@@ -60,9 +60,12 @@ class MegaContextConfig(BaseModel):
     retain_days: float | None = Field(
         default=None, gt=0, description="Delete trees that were not used for so many days. Default: keep all."
     )
-    head_tokens: int = Field(default=64, ge=0, description="First tokens pinned raw, at most a quarter of the window.")
+    head_tokens: int = Field(default=64, ge=0, description="First tokens pinned raw, at most an eighth of the window.")
     tail_tokens: int = Field(
-        default=128, ge=1, description="Last tokens pinned raw. A longer question is pinned from its start."
+        default=128,
+        ge=1,
+        description="Last tokens pinned raw, at most an eighth of the window. A longer question is pinned from its "
+        "start.",
     )
     lens: Literal["blend", "lexical"] = Field(
         default="blend",

@@ -2,8 +2,10 @@
 
 Each lens calls its own best block 1, so their numbers say nothing beside each other. What can be compared is how far a
 block stands out from the crowd below it: where words find one place, everything else is far below it; where they find
-nothing, hundreds of blocks are about as good as the best. The greater of the two counts: a sum would let words that
-are shared by chance drown what is meant.
+nothing, hundreds of blocks are about as good as the best. Put like that, the two are added: what both lenses find is
+found twice, and what one finds alone is far above the other's crowd. (A sum of the bare scores was measured to let
+words that are shared by chance drown what is meant.) Words by themselves count less, the less of the question they
+are: a long text has most words somewhere.
 """
 
 import numpy as np
@@ -18,28 +20,32 @@ _OF_CROWD = 0.1
 _NOTHING = 1e-6
 _DOUBT = 0.3
 """A block with all of the question's words leaves this much room for meaning."""
+_ALONE = 0.5
+"""What words are worth where nothing else of the question is there, and nothing that means the like."""
 
 
 def blend(
     lexical: npt.NDArray[np.float32], meaning: npt.NDArray[np.float32], covered: float
 ) -> npt.NDArray[np.float32]:
-    """Utility float32 ``[blocks]`` in [0, 1] out of those of the two lenses, of the same shape, neither changed.
+    """Utility float32 ``[blocks]`` in [0, 2] out of those of the two lenses, of the same shape, neither changed.
 
     covered  in [0, 1]: how much of the question a block has word for word, at best. The more, the less meaning counts.
 
-    Where one lens finds nothing, the other one's utility comes back as it is.
+    Where one lens finds nothing, the other one's utility comes back as it is. Above 1 is what both have found.
     """
     if not meaning.any():
         return lexical
     if not lexical.any():
         return meaning
-    trust = np.float32(min(1.0, 1 + _DOUBT - covered))
     crowd = _crowd(meaning)
     # Blocks by the dozen that mean equally much say no more than that the question's words are common here. Those that
     # have its very words are all worth showing.
     means = np.float32(_OF_CROWD) * meaning if crowd == 1 else _standing_out(meaning, crowd)
-    most: npt.NDArray[np.float32] = np.maximum(_standing_out(lexical, _crowd(lexical)), trust * means)
-    return most
+    alone = np.float32(_ALONE + (1 - _ALONE) * covered)
+    words = _standing_out(lexical, _crowd(lexical)) * (alone + (1 - alone) * means)
+    means = np.float32(min(1.0, 1 + _DOUBT - covered)) * means
+    both: npt.NDArray[np.float32] = words + means
+    return both
 
 
 def _crowd(utility: npt.NDArray[np.float32]) -> float:

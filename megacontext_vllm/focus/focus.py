@@ -47,8 +47,9 @@ class Focus:
 
     lens                 finds what shares words with the question.
     special_ids, decode  as ``find_query`` wants them.
-    head_tokens          first tokens to pin raw, at most a quarter of the window.
-    tail_tokens          last tokens to pin raw; a longer question from its start, at most about half of the window.
+    head_tokens          first tokens to pin raw, at most an eighth of the window.
+    tail_tokens          last tokens to pin raw, at most an eighth of the window; a longer question from its start, at
+                         most about half of the window.
     gap_ids              token ids of the marker in place of a hidden span.
     meaning              finds what says it in other words; None: nothing does.
     """
@@ -92,10 +93,14 @@ class Focus:
 
     def _utility(self, tokens: npt.NDArray[np.uint32], query: Query) -> npt.NDArray[np.float32]:
         found = self.lens.find(tokens, query)
-        utility = look_again(tokens, query, found.utility, self.lens)
-        if self.meaning is not None:
-            utility = blend(utility, self.meaning.score(tokens, query), found.covered)
-        return utility
+        led = look_again(tokens, query, found.utility, self.lens)
+        if self.meaning is None:
+            return led
+        utility = blend(found.utility, self.meaning.score(tokens, query), found.covered)
+        # Where the second look leads need not mean what was asked, but it is worth no more than what it started from.
+        worth = min(np.float32(1), utility[found.utility.argmax()]) if len(utility) else np.float32(0)
+        most: npt.NDArray[np.float32] = np.maximum(utility, np.where(led > found.utility, worth * led, 0))
+        return most
 
     def allocate(
         self, scored: Scored, window: int, *, gists: bool, sealed: Sequence[tuple[int, int]] = ()
@@ -123,7 +128,8 @@ def _raw_parts(scored: Scored, window: int, head: int, tail: int) -> tuple[int, 
     """
     length, asking = scored.length, scored.query.start
     if not scored.answer:
-        return min(head, _blocks(window // 4)), (0, 0), min(max(tail, length - asking), window // 2 - BLOCK)
+        most = max(BLOCK, _blocks(window // 8))
+        return min(head, most), (0, 0), min(max(min(tail, most), length - asking), window // 2 - BLOCK)
     # The question is in the middle now, and what is raw at the end is the answer, which has to go on from there.
     stop = min(length - scored.answer, asking // BLOCK * BLOCK + _blocks(window // 4))
     answer = min(_blocks(scored.answer), _blocks(window // 4)) + length % BLOCK

@@ -1,9 +1,10 @@
 """The lexical lens: which blocks share rare words with the question. No training, works with any model's tokens.
 
-BM25 (Robertson & Zaragoza 2009) over LOD1 blocks, with three additions that 32-token blocks need: words of neighbouring
-blocks count half (a fact and its subject often straddle a boundary), pairs of tokens that stand side by side in the
-question count as one more, rarer term (rare words are several tokens, numbers one token per digit), and a block
-inherits almost the score of its neighbours (neighbours.py: the answer often stands beside the words of the question).
+The rarity of BM25 (Robertson & Zaragoza 2009) over LOD1 blocks, made for their 32 tokens: a word counts once a block
+(how often it stands in so few tokens says nothing), words of the blocks beside count in part (a fact and its subject
+often straddle a boundary), pairs of tokens that stand side by side in the question count as one more, rarer term (rare
+words are several tokens, numbers one token per digit), and a block inherits almost the score of its neighbours
+(neighbours.py: the answer often stands beside the words of the question).
 """
 
 from collections.abc import Sequence
@@ -12,13 +13,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from megacontext_vllm.focus.neighbours import lend
+from megacontext_vllm.focus.neighbours import lend, spread
 from megacontext_vllm.focus.query import Query
 from megacontext_vllm.focus.stop_words import STOP_WORDS
 from megacontext_vllm.tree.nodes import BLOCK
 
-_K1 = 1.2  # BM25's saturation; its length normalisation (b) is moot, all blocks are equally long
-_NEIGHBOUR = 0.5
+_NEIGHBOUR = 0.65  # of a word's worth, where it stands in the block beside
 _ENDS = (".", "?", "!", "\n")
 _PAIR = 2.0  # with 0, a five-digit number is five digits anywhere; 2 finds it, more gains nothing
 
@@ -133,14 +133,13 @@ def _grouped(label: npt.NDArray[np.int16], block: npt.NDArray[np.intp], labels: 
 
 
 def _term_score(block: npt.NDArray[np.intp], blocks: int) -> tuple[npt.NDArray[np.float32], float]:
-    """idf x saturated frequency of one term in each block, float32 [blocks], and its idf; block: int [hits], where."""
-    count = np.bincount(block, minlength=blocks).astype(np.float32)
-    containing = int(np.count_nonzero(count))
+    """What one term is worth in each block, float32 [blocks], and its idf; block: int [hits], where it stands."""
+    score = np.zeros(blocks, dtype=np.float32)
+    score[block] = 1
+    containing = int(np.count_nonzero(score))
     idf = float(np.log(1 + (blocks - containing + 0.5) / (containing + 0.5)))
-    if not containing:
-        return count, idf
-    near = count.copy()
-    near[1:] += _NEIGHBOUR * count[:-1]
-    near[:-1] += _NEIGHBOUR * count[1:]
-    scored: npt.NDArray[np.float32] = np.float32(idf) * near * np.float32(_K1 + 1) / (near + np.float32(_K1))
-    return scored, idf
+    if containing:
+        score *= np.float32(idf)
+        beside = np.float32(_NEIGHBOUR) * score
+        score = spread(score, beside, beside)
+    return score, idf

@@ -6,6 +6,7 @@ _TEXT = """
     much must my no nor not of on one only or other our out over own please she should so some such tell than that the
     their them then there these they this those to too under until up upon us very was we were what when where which
     while who whom whose why will with would you your
+    always already ever frequently never often rarely seldom sometimes still usually yet
     s t d ll re ve m don didn doesn isn wasn
 """
 

@@ -29,15 +29,27 @@ def first(utility: np.ndarray, count: int) -> set[int]:
 def test_what_stands_out_is_not_drowned_by_a_crowd() -> None:
     for covered in (0.0, 0.5, 1.0):
         both = blend(peak(70, 0), crowd(3000, 1), covered)
-        assert {70, 3000} == first(both, 2) and both[70] > 0.999
+        assert {70, 3000} == first(both, 2)
     both = blend(crowd(70, 2), peak(3000, 3), 0.2)
     assert {70, 3000} == first(both, 2), "each lens's best block comes before the crowds of both"
 
 
 def test_words_that_are_all_there_leave_meaning_little() -> None:
     words, meaning = peak(70, 0), peak(3000, 1)
-    trusted = [float(blend(words, meaning, covered)[3000]) for covered in (0.0, 0.3, 0.6, 1.0)]
-    assert trusted[0] == trusted[1] == 1 and trusted[1] > trusted[2] > trusted[3] > 0
+    both = [blend(words, meaning, covered) for covered in (0.0, 0.3, 0.6, 1.0)]
+    meant = [float(utility[3000]) for utility in both]
+    assert meant[0] >= 1 and meant[1] >= 1 and meant[1] > meant[2] > meant[3] > 0
+    said = [float(utility[70]) for utility in both]
+    assert said == sorted(said) and said[0] < 0.7 < 1 <= said[3], "and the fewer they are, the less they count alone"
+
+
+def test_what_both_find_comes_first() -> None:
+    """Three places with the question's words, three with its meaning, one of them with both."""
+    words, meaning = crowd(70, 0, 0.3), crowd(3000, 1, 0.3)
+    words[[500, 900]], meaning[[500, 1500]] = 0.8, 0.8
+    for covered in (0.1, 0.5, 0.9):
+        both = blend(words, meaning, covered)
+        assert first(both, 1) == {500} and first(both, 5) == {70, 500, 900, 1500, 3000}
 
 
 def test_a_lens_that_finds_nothing_is_not_heard() -> None:
@@ -49,7 +61,7 @@ def test_a_lens_that_finds_nothing_is_not_heard() -> None:
 
 def test_all_alike() -> None:
     same = np.ones(BLOCKS, dtype=np.float32)
-    assert np.array_equal(blend(same, same, 0.0), same)
+    assert len(np.unique(blend(same, same, 0.0))) == 1
 
 
 utilities = arrays(np.float32, 200, elements=st.floats(0, 1, width=32))
@@ -59,7 +71,7 @@ utilities = arrays(np.float32, 200, elements=st.floats(0, 1, width=32))
 def test_bounds_and_order(words: np.ndarray, meaning: np.ndarray, covered: float) -> None:
     before = words.copy(), meaning.copy()
     both = blend(words, meaning, covered)
-    assert both.dtype == np.float32 and both.shape == (200,) and both.min() >= 0 and both.max() <= 1
+    assert both.dtype == np.float32 and both.shape == (200,) and both.min() >= 0 and both.max() <= 2
     assert np.array_equal(words, before[0]) and np.array_equal(meaning, before[1])
     better = (words[:, None] >= words) & (meaning[:, None] >= meaning)
     assert (both[:, None] - both >= -1e-6)[better].all(), "better for both lenses is never worse"
@@ -71,4 +83,4 @@ def test_what_all_blocks_mean_alike_drowns_nothing() -> None:
     both = blend(lexical, np.ones(500, dtype=np.float32), covered=0.2)
     assert np.argsort(-both)[:2].tolist() == [7, 300]
     # The very words, though, are worth showing wherever they stand.
-    assert blend(np.ones(500, dtype=np.float32), lexical, covered=1.0).min() == 1
+    assert blend(np.ones(500, dtype=np.float32), lexical, covered=1.0).min() >= 1

@@ -80,11 +80,13 @@ def test_what_is_pinned(focus: Focus, gists: bool) -> None:
     scored = focus.score(history(20_000))
     assert pinned(focus.allocate(scored, 1024, gists=gists), "head") == 64
     assert pinned(focus.allocate(scored, 1024, gists=gists), "tail") == 128
-    # A quarter of the window at most in front, and room for evidence whatever the tail.
-    small = focus.allocate(scored, 192, gists=False)
-    assert pinned(small, "head") == 32 and pinned(small, "tail") == 64
+    # An eighth of the window at most for either, so that a small one has room for evidence.
+    small = focus.allocate(scored, 600, gists=gists)
+    assert pinned(small, "head") == 64 and pinned(small, "tail") == 64
+    smaller = focus.allocate(scored, 192, gists=False)
+    assert pinned(smaller, "head") == 32 and pinned(smaller, "tail") == 32
     longer = Focus(focus.lens, focus.special_ids, focus.decode, head_tokens=0, tail_tokens=200, gap_ids=(1,))
-    context = longer.allocate(scored, 1024, gists=gists)
+    context = longer.allocate(scored, 2048, gists=gists)
     assert pinned(context, "head") == 0 and pinned(context, "tail") == 224
 
 

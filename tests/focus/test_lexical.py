@@ -88,6 +88,17 @@ def test_rare_words_count_more_and_case_does_not() -> None:
     assert both.max() == 1
 
 
+def test_a_word_said_again_is_no_more_evidence() -> None:
+    """A block that repeats one common word of the question, among neighbours that do, beside one with two of them."""
+    tokens = np.tile(ids(" word1"), 32 * 60)
+    tokens[32 * 20 : 32 * 23] = ID[" word2"]
+    tokens[32 * 40 + np.array([3, 20])] = ids(" word2", " word3")
+    tokens[32 * np.arange(50, 60)] = ID[" word3"]
+    utility = LENS.score(tokens, ask(" word2", " word3"))
+    assert utility.argmax() == 40
+    assert len({float(utility[i]) for i in (20, 21, 22)}) == 1
+
+
 def test_order_of_the_question_counts() -> None:
     tokens = np.tile(ids(" word1"), 32 * 40)
     tokens[32 * 10 : 32 * 10 + 5] = ids(" 5", " 3", " 1", " 2", " 4")
