@@ -64,8 +64,8 @@ class MegaContextConfig(BaseModel):
     tail_tokens: int = Field(
         default=128,
         ge=1,
-        description="Last tokens pinned raw, at most an eighth of the window. A longer question is pinned from its "
-        "start.",
+        description="Last tokens pinned raw, in a chat at most an eighth of the window. A longer question is pinned "
+        "from its start.",
     )
     lens: Literal["blend", "lexical"] = Field(
         default="blend",

@@ -48,8 +48,8 @@ class Focus:
     lens                 finds what shares words with the question.
     special_ids, decode  as ``find_query`` wants them.
     head_tokens          first tokens to pin raw, at most an eighth of the window.
-    tail_tokens          last tokens to pin raw, at most an eighth of the window; a longer question from its start, at
-                         most about half of the window.
+    tail_tokens          last tokens to pin raw, behind a question at most an eighth of the window; a longer question
+                         from its start. At most about half of the window.
     gap_ids              token ids of the marker in place of a hidden span.
     meaning              finds what says it in other words; None: nothing does.
     """
@@ -129,7 +129,9 @@ def _raw_parts(scored: Scored, window: int, head: int, tail: int) -> tuple[int, 
     length, asking = scored.length, scored.query.start
     if not scored.answer:
         most = max(BLOCK, _blocks(window // 8))
-        return min(head, most), (0, 0), min(max(min(tail, most), length - asking), window // 2 - BLOCK)
+        # A message that is closed asks on its own; a text that just ends is to be continued from its end.
+        recent = tail if scored.query.end == length else min(tail, most)
+        return min(head, most), (0, 0), min(max(recent, length - asking), window // 2 - BLOCK)
     # The question is in the middle now, and what is raw at the end is the answer, which has to go on from there.
     stop = min(length - scored.answer, asking // BLOCK * BLOCK + _blocks(window // 4))
     answer = min(_blocks(scored.answer), _blocks(window // 4)) + length % BLOCK

@@ -80,10 +80,15 @@ def test_what_is_pinned(focus: Focus, gists: bool) -> None:
     scored = focus.score(history(20_000))
     assert pinned(focus.allocate(scored, 1024, gists=gists), "head") == 64
     assert pinned(focus.allocate(scored, 1024, gists=gists), "tail") == 128
-    # An eighth of the window at most for either, so that a small one has room for evidence.
-    small = focus.allocate(scored, 600, gists=gists)
+    small = focus.allocate(scored, 192, gists=False)
+    assert pinned(small, "head") == 32 and pinned(small, "tail") == 64, "room for evidence whatever the tail"
+    # A message that the template closes: an eighth of the window at most for either end.
+    tokens = history(20_000)
+    tokens[-3:] = 1001, 1, 1001
+    closed = focus.score(tokens)
+    small = focus.allocate(closed, 600, gists=gists)
     assert pinned(small, "head") == 64 and pinned(small, "tail") == 64
-    smaller = focus.allocate(scored, 192, gists=False)
+    smaller = focus.allocate(closed, 192, gists=False)
     assert pinned(smaller, "head") == 32 and pinned(smaller, "tail") == 32
     longer = Focus(focus.lens, focus.special_ids, focus.decode, head_tokens=0, tail_tokens=200, gap_ids=(1,))
     context = longer.allocate(scored, 2048, gists=gists)
