@@ -5,7 +5,7 @@ model, a short marker is not. OP-RAG (Yu et al. 2024, arXiv:2409.01666) shows th
 than chunks in order of score, so the shown blocks stay where they are.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import numpy.typing as npt
@@ -31,30 +31,74 @@ def retrieve(
     recent = np.zeros(len(utility), dtype=np.bool_)
     if first == stop:
         return shown, recent
-    budget -= gap_cost
-    assert budget >= 0, "the caller checks that one marker fits"
-    middle = utility[first:stop]
-    by_utility = first + np.argsort(-middle, kind="stable")[: np.count_nonzero(middle > 0)]
-
-    # Plain Python flags, padded by the shown world outside: an item of a numpy array costs ten times as much to read.
-    state = bytearray(stop - first + 2)
-    state[0] = state[-1] = 1
-
-    def take(candidates: Iterable[int], budget: int) -> tuple[list[int], int]:
-        taken: list[int] = []
-        for block in candidates:
-            # The cheapest block fills a hole; when not even that fits, nothing does.
-            if budget < BLOCK - gap_cost:
-                break
-            at = block - first + 1
-            cost = BLOCK + gap_cost * (1 - state[at - 1] - state[at + 1])
-            if not state[at] and cost <= budget:
-                state[at] = 1
-                taken.append(block)
-                budget -= cost
-        return taken, budget
-
-    lens, budget = take(by_utility.tolist(), budget)
-    late, budget = take(range(stop - 1, first - 1, -1), budget)
+    assert budget >= gap_cost, "the caller checks that one marker fits"
+    filling = _Filling(first, stop, budget - gap_cost, gap_cost)
+    lens = filling.take(_best(utility, first, stop, _at_most(budget, gap_cost, stop - first)))
+    lens += filling.fill_up(lambda block: float(utility[block]))
+    late = filling.take(range(stop - 1, first - 1, -1))
+    late += filling.fill_up(lambda block: 1 + block)
     shown[lens] = shown[late] = recent[late] = True
     return shown, recent
+
+
+def _at_most(budget: int, gap_cost: int, blocks: int) -> int:
+    """How many blocks can be shown one after the other; with markers so long that holes cost next to nothing, all."""
+    least = BLOCK - gap_cost
+    return min(blocks, budget // least + 1) if least >= BLOCK // 2 else blocks
+
+
+def _best(utility: npt.NDArray[np.float32], first: int, stop: int, count: int) -> list[int]:
+    """The ``count`` blocks of ``[first, stop)`` of most utility, best first, ties: the lower index; none <= 0."""
+    middle = utility[first:stop]
+    if count < len(middle):
+        # Sorting all of a hundred million tokens' blocks takes ten times as long as finding where the best end.
+        least = np.partition(middle, len(middle) - count)[len(middle) - count]
+        blocks = first + np.flatnonzero(middle >= max(least, np.float32(0)))
+    else:
+        blocks = np.arange(first, stop)
+    blocks = blocks[utility[blocks] > 0]
+    best: list[int] = blocks[np.argsort(-utility[blocks], kind="stable")][:count].tolist()
+    return best
+
+
+class _Filling:
+    """Which blocks of ``[first, stop)`` are shown so far, and what is left for others."""
+
+    def __init__(self, first: int, stop: int, left: int, gap_cost: int) -> None:
+        self._first, self._left, self._gap_cost = first, left, gap_cost
+        # Plain Python flags, padded by the shown world outside: an item of a numpy array costs ten times as much to read.
+        self._shown = bytearray(stop - first + 2)
+        self._shown[0] = self._shown[-1] = 1
+        self._beside = {first, stop - 1}
+        """Hidden blocks with a shown neighbour."""
+
+    def take(self, candidates: Iterable[int]) -> list[int]:
+        """Show them in turn, for as long as any block would fit; returns those that were hidden before."""
+        taken = []
+        for block in candidates:
+            if self._left < BLOCK + self._gap_cost:
+                break
+            if not self._shown[block - self._first + 1]:
+                self._show(block)
+                taken.append(block)
+        return taken
+
+    def fill_up(self, worth: Callable[[int], float]) -> list[int]:
+        """Show what fits where not every block does, the one of most ``worth`` > 0 first: it touches a shown one."""
+        taken = []
+        while fitting := [block for block in self._beside if self._cost(block) <= self._left and worth(block) > 0]:
+            block = max(fitting, key=lambda block: (worth(block), -block))
+            self._show(block)
+            taken.append(block)
+        return taken
+
+    def _cost(self, block: int) -> int:
+        at = block - self._first + 1
+        return BLOCK + self._gap_cost * (1 - self._shown[at - 1] - self._shown[at + 1])
+
+    def _show(self, block: int) -> None:
+        self._left -= self._cost(block)
+        at = block - self._first + 1
+        self._shown[at] = 1
+        self._beside.discard(block)
+        self._beside |= {block + step for step in (-1, 1) if not self._shown[at + step]}
