@@ -20,9 +20,12 @@ import numpy.typing as npt
 
 Mask = npt.NDArray[np.bool_]
 Values = npt.NDArray[np.float64]
+Indices = npt.NDArray[np.intp]
 
 # Halvings of the price: utilities are float32, more steps than its mantissa has bits change nothing.
 _PRICE_STEPS = 30
+_ENOUGH = 64
+"""So many blocks for every expansion mostly hold all that are worth their price, and save looking at the others."""
 
 
 @dataclass(frozen=True)
@@ -91,23 +94,33 @@ def expand(
         width = forest.branching ** (level - 1)
         value[index * width : (index + 1) * width] = 0  # what has no value is expanded for recency only
         closed[level - 1][index] = True
-    wanted = _at_price(forest, value, 0.0)
     low, high = 0.0, float(value.max())
+    most = _ENOUGH * max(steps, 1)
+    if len(value) > most:
+        low = float(np.partition(value, len(value) - most)[len(value) - most])
+    blocks = np.flatnonzero(value > low)
+    wanted = _at_price(forest, blocks, value, low)
+    if low and _count(wanted) <= steps:
+        expanded, low, high = wanted, 0.0, low
+        blocks = np.flatnonzero(value)
+        wanted = _at_price(forest, blocks, value, low)
     for _ in range(_PRICE_STEPS if _count(wanted) > steps else 0):
         price = (low + high) / 2
-        chosen = _at_price(forest, value, price)
+        chosen = _at_price(forest, blocks, value, price)
         if _count(chosen) <= steps:
             expanded, high = chosen, price
         else:
             wanted, low = chosen, price
+            blocks = blocks[value[blocks] > low]
     # The next larger set does not fit as a whole (or there is no need for prices); part of it beats anything outside.
     # The densest pieces first can leave a hole that the most valuable piece would have filled, hence three attempts.
+    best, best_wanted = _best_inside(forest, value), _best_inside(forest, np.where(wanted[0], value, 0.0))
     attempts = []
     for start, per_step in ((expanded, True), (expanded, False), (forest.nothing(), False)):
         attempt = [mask.copy() for mask in start]
         left = steps - _count(attempt)
-        left = _fill(forest, attempt, np.where(wanted[0], value, 0.0), left, per_step)
-        left = _fill(forest, attempt, value, left, per_step)
+        left = _fill(forest, attempt, best_wanted, left, per_step)
+        left = _fill(forest, attempt, best, left, per_step)
         attempts.append((attempt, left))
     expanded, left = max(attempts, key=lambda attempt: float(value[attempt[0][0]].sum()))
     before = expanded[0].copy()
@@ -119,24 +132,45 @@ def _count(expanded: list[Mask]) -> int:
     return sum(int(np.count_nonzero(mask)) for mask in expanded)
 
 
-def _at_price(forest: Forest, value: Values, price: float) -> list[Mask]:
-    """The best set of expansions if each costs ``price``; sizes grow as the price falls."""
-    worth = [np.maximum(value - price, 0)]
+def _at_price(forest: Forest, blocks: Indices, value: Values, price: float) -> list[Mask]:
+    """The best set of expansions if each costs ``price``; sizes grow as the price falls.
+
+    blocks  int [·]: where to look at all. What is left out must have no ``value`` (float [blocks]) above the price.
+    """
+    gain = value[blocks] - price
+    blocks, gain = blocks[gain > 0], gain[gain > 0]
+    parents = blocks // forest.branching
+    worth = [value[:0]]  # of blocks: never needed whole
     for i in range(1, len(forest.inside)):
-        children = forest.families(i, worth[-1]).sum(axis=1)
+        if i == 1:
+            has_parent = parents < len(forest.inside[1])
+            children = np.bincount(parents[has_parent], gain[has_parent], len(forest.inside[1]))
+        else:
+            children = forest.families(i, worth[-1]).sum(axis=1)
         worth.append(np.where(forest.inside[i], np.maximum(children - price, 0), 0))
     expanded = forest.nothing()
-    for i in reversed(range(len(worth))):
+    for i in reversed(range(1, len(worth))):
         expanded[i] = (worth[i] > 0) & forest.open_below(i, expanded)
+    open_blocks = forest.inside[0][blocks]
+    if len(forest.inside) > 1:
+        has_parent = parents < len(forest.inside[1])
+        above = (expanded[1] | ~forest.inside[1])[parents[has_parent]]
+        open_blocks[has_parent] &= above
+    expanded[0][blocks[open_blocks]] = True
     return expanded
 
 
-def _fill(forest: Forest, expanded: list[Mask], value: Values, left: int, per_step: bool) -> int:
-    """Expand the path to the best block, by value or by value per missing expansion, until nothing fits. -> left."""
-    k = forest.branching
+def _best_inside(forest: Forest, value: Values) -> list[Values]:
+    """Per level, the ``value`` (float [blocks]) of the best block of each node."""
     best = [value]
     for i in range(1, len(forest.inside)):
         best.append(forest.families(i, best[-1]).max(axis=1))
+    return best
+
+
+def _fill(forest: Forest, expanded: list[Mask], best: list[Values], left: int, per_step: bool) -> int:
+    """Expand the path to the best block, by value or by value per missing expansion, until nothing fits. -> left."""
+    k = forest.branching
     # A gist of level n is n expansions away from any of its blocks. Ties: lower position, so (value, block, level).
     heap: list[tuple[float, int, int, int]] = []
     for i, mask in enumerate(forest.frontier(expanded)):

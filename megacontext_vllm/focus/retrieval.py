@@ -66,7 +66,7 @@ class _Filling:
 
     def __init__(self, first: int, stop: int, left: int, gap_cost: int) -> None:
         self._first, self._left, self._gap_cost = first, left, gap_cost
-        # Plain Python flags, padded by the shown world outside: an item of a numpy array costs ten times as much to read.
+        # Plain Python flags, padded by the shown world outside: reading one costs a tenth of an item of a numpy array.
         self._shown = bytearray(stop - first + 2)
         self._shown[0] = self._shown[-1] = 1
         self._beside = {first, stop - 1}
