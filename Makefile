@@ -4,7 +4,7 @@ PYTHON ?= $(or $(shell command -v python3.11),python3)
 BIN := .venv/bin
 ARGS ?=
 ENV_FLAGS ?=
-BENCHMARKS ?= ttft interference long_answer tree kernels
+BENCHMARKS ?= ttft interference long_answer refocus tree kernels
 
 # Nothing here may wait for a model hub; tokenizers warns about forks (vLLM forks) unless told not to use threads.
 export HF_HUB_OFFLINE := 1

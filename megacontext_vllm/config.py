@@ -79,7 +79,7 @@ class MegaContextConfig(BaseModel):
     )
     refocus_tokens: int | None = Field(
         default=None,
-        ge=2 * BLOCK,
+        ge=BLOCK,
         description="While a question about a history is answered, scores are renewed every so many tokens of the "
         "answer, and what is shown is changed where that shows enough that was not. Default: only when the answer has "
         "used up the engine's length.",

@@ -37,10 +37,10 @@ class RefocusingAnswers(FoldingAnswers):
 
         def _give_up(self, future: Future[Plan], created: bool = False) -> None: ...
 
-    def _look_later(self, growing: Growing, request: Request) -> None:
-        """The focus has just been made: it is renewed after as many tokens as the settings say."""
+    def _look_later(self, growing: Growing, said: int) -> None:
+        """The focus was made or looked at after ``said`` tokens: again after as many as the settings say."""
         every = self.settings.refocus_tokens
-        growing.next_look = None if every is None else (growing.said(request) // every + 1) * every
+        growing.next_look = None if every is None else (said // every + 1) * every
 
     def _look(self, request: Request, growing: Growing) -> None:
         """``request`` has said more: plan it anew if that is due, or decide upon the plan that was made."""
@@ -65,7 +65,7 @@ class RefocusingAnswers(FoldingAnswers):
             future = look.future
             if future.done() and future.exception() is None and not self._is_worth(request, future.result()):
                 self._give_up(future)
-                self._look_later(growing, request)
+                self._look_later(growing, look.plan_request.answer)
                 continue
             self._set_aside(request)
             self._hold(request, look.plan_request, future, folding=True, needed=False)
@@ -74,11 +74,11 @@ class RefocusingAnswers(FoldingAnswers):
         before = self.plans[request.request_id].context
         return gain(before, plan.context) >= ENOUGH
 
-    def _stay(self, request: Request, error: Exception | None = None) -> None:
-        """``request``, set aside, goes on with what it was shown so far."""
+    def _stay(self, request: Request, looked: int, error: Exception | None = None) -> None:
+        """``request``, set aside for what was found after ``looked`` tokens, goes on with what it was shown so far."""
         if error is not None:
             logger.error("MegaContext: the focus of request %s could not be renewed: %s", request.request_id, error)
-        self._look_later(self.growing[request.request_id], request)
+        self._look_later(self.growing[request.request_id], looked)
         request.spec_token_ids = []  # drafts that came in meanwhile
         self.waiting.prepend_request(request)  # as a preempted one
 

@@ -123,14 +123,14 @@ class MegaContextScheduling(ShowingGists, RefocusingAnswers):
                 except Exception as error:
                     del self.held[held.request.request_id]
                     if not held.needed:
-                        self._stay(held.request, error)
+                        self._stay(held.request, held.plan_request.answer, error)
                     else:
                         (self._cut_short if held.folding else self._fail)(held.request, error)
                     continue
                 if not held.needed and not self._is_worth(held.request, held.plan):
                     del self.held[held.request.request_id]
                     self._release(held.plan.tree, discard=held.created)
-                    self._stay(held.request)
+                    self._stay(held.request, held.plan_request.answer)
                     continue
                 if held.plan.gist_nodes:
                     try:
@@ -175,7 +175,7 @@ class MegaContextScheduling(ShowingGists, RefocusingAnswers):
         if request.request_id in self.growing:
             assert plan.tokens is not None
             self.growing[request.request_id].tokens = plan.tokens
-            self._look_later(self.growing[request.request_id], request)
+            self._look_later(self.growing[request.request_id], 0)
         plan.tokens = None
         give_prompt(request, plan, answer=[])
         self.plans[request.request_id] = plan

@@ -71,6 +71,36 @@ def test_nothing_happens_where_nothing_new_is_found(make_rig: MakeRig, late: int
     rig.assert_clean()
 
 
+@lateness
+@pytest.mark.parametrize("in_time", [True, False])
+def test_every_32_tokens(make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch, late: int, in_time: bool) -> None:
+    """The next look begins where the last one was decided upon, whether its plan was there by then or waited for."""
+    rig = make_rig(late=late, gists=False, refocus_tokens=32)
+    looks: list[int] = []
+    plan, gate = rig.scheduler._plan, threading.Event()
+
+    def noted(plan_request: Any) -> Any:
+        looks.append(plan_request.answer)
+        if not in_time and plan_request.answer:
+            gate.clear()
+            rig.scheduler._threads.submit(gate.wait)
+        return plan(plan_request)
+
+    monkeypatch.setattr(rig.scheduler, "_plan", noted)
+    rig.add("it", history(passage=False), max_tokens=150)
+    for _ in range(1000):
+        rig.step()
+        if in_time:
+            rig.settle()
+        elif "it" in rig.scheduler.held:
+            gate.set()
+        if "it" in rig.finished:
+            break
+    gate.set()
+    assert rig.tokens["it"] == said(150) and looks == [0, 32, 64, 96, 128]
+    rig.assert_clean()
+
+
 def test_off_by_default(make_rig: MakeRig) -> None:
     rig = make_rig()
     rig.add("it", history(), max_tokens=120)
