@@ -42,6 +42,22 @@ def test_run_and_report(model_dir: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert "| needle | 8,192 |" in capsys.readouterr().out
 
 
+def test_another_lens_is_another_result(
+    model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    some = ["--model", str(model_dir), "--reader", "none", "--histories", "1", "--budgets", "512", "--lengths", "8192"]
+    some += ["--tasks", "no_shared_words", "--methods", "megacontext"]
+    recall = {}
+    for lens in ("blend", "lexical"):
+        assert main(["eval", "run", *some, "--out", str(tmp_path / lens), "--lens", lens]) == 0
+        capsys.readouterr()
+        assert main(["eval", "report", str(tmp_path / lens), "--json"]) == 0
+        recall[lens] = json.loads(capsys.readouterr().out)[0]["recall"]["mean"]
+    assert recall["blend"] >= 0.5 > recall["lexical"]
+    assert main(["eval", "run", *some, "--out", str(tmp_path / "blend"), "--lens", "lexical"]) != 0
+    assert "lens" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

@@ -44,6 +44,14 @@ def add_eval_commands(commands: Any, machine: argparse.ArgumentParser) -> None:
     )
     model.add_argument("--split", choices=("test", "validation", "train"), default="test", help="of the corpus")
 
+    served = argparse.ArgumentParser(add_help=False)
+    served.add_argument(
+        "--lens",
+        choices=("blend", "lexical"),
+        default="blend",
+        help="what MegaContext is served with, as the setting of that name (default: %(default)s)",
+    )
+
     compute = argparse.ArgumentParser(add_help=False)
     dtypes = ("float32", "bfloat16", "float16")
     compute.add_argument("--dtype", choices=dtypes, default="float32", help="of the model (default: %(default)s)")
@@ -51,7 +59,7 @@ def add_eval_commands(commands: Any, machine: argparse.ArgumentParser) -> None:
 
     run = actions.add_parser(
         "run",
-        parents=[model, compute],
+        parents=[model, served, compute],
         help="measure; results go to a folder, and a run that was cut off goes on",
         description="Every question through every method at every budget. Results are added to DIR/results.jsonl as "
         "they come; what is there already is not measured again.",
@@ -94,7 +102,7 @@ def add_eval_commands(commands: Any, machine: argparse.ArgumentParser) -> None:
 
     show = actions.add_parser(
         "show",
-        parents=[model],
+        parents=[model, served],
         help="one question of a task, and what each method shows for it",
         description="Prints a question, its evidence, and how much of it each method shows, with the text if asked.",
     )
