@@ -74,6 +74,36 @@ def test_exact_cost_of_markers(budget: int, expected: list[int]) -> None:
     assert [block for block in np.flatnonzero(shown).tolist() if 1 <= block < 11 and not recent[block]] == expected
 
 
+def greedy(utility: np.ndarray, first: int, stop: int, budget: int, gap_cost: int) -> tuple[list[int], list[int]]:
+    """What is promised, in the plainest way: every block in turn, taken if it fits. -> (for utility, for recency)"""
+    shown = [True] * first + [False] * (stop - first) + [True] * (len(utility) - stop)
+    shown = [True, *shown, True]  # the world outside
+    left = budget - gap_cost
+    wanted = [b for b in np.argsort(-utility, kind="stable").tolist() if first <= b < stop and utility[b] > 0]
+    taken: list[list[int]] = [[], []]
+    for number, order in enumerate((wanted, range(stop - 1, first - 1, -1))):
+        for block in order:
+            cost = 32 + gap_cost * (1 - shown[block] - shown[block + 2])
+            if not shown[block + 1] and cost <= left:
+                shown[block + 1] = True
+                taken[number].append(block)
+                left -= cost
+    return taken[0], taken[1]
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.integers(1, 120), st.integers(0, 2), st.integers(0, 16), st.integers(0, 3000), st.integers(0, 10**6))
+def test_no_block_that_fits_is_passed_over(middle: int, ends: int, gap_cost: int, spare: int, seed: int) -> None:
+    """Only as many blocks are sorted as the budget may hold; the choice is as if all were gone through."""
+    rng = np.random.default_rng(seed)
+    utility = (rng.integers(-3, 10, middle + 2 * ends) / 10).astype(np.float32)
+    shown, recent = retrieve(utility, ends, ends + middle, gap_cost + spare, gap_cost)
+    wanted, late = greedy(utility, ends, ends + middle, gap_cost + spare, gap_cost)
+    inside = range(ends, ends + middle)
+    assert [b for b in inside if shown[b] and not recent[b]] == sorted(wanted)
+    assert np.flatnonzero(recent).tolist() == sorted(late)
+
+
 def test_an_empty_middle_costs_nothing() -> None:
     shown, recent = retrieve(np.zeros(3, dtype=np.float32), 2, 2, 0, 9)
     assert shown.all()
