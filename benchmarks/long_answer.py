@@ -73,7 +73,7 @@ def measure(address: str, tokens: int, window: int, length: int, folds: bool) ->
     with Memory(answer) as memory:
         stream(address, json.dumps(body).encode(), into=answer)
     assert answer.tokens[-1] == tokens, f"{answer.tokens[-1]} tokens of {tokens}"
-    gaps = [after - before for before, after in zip(answer.times, answer.times[1:], strict=False)]
+    gaps = answer.gaps
     count = 0
     if folds:
         trace = focus_trace(address, answer.response_id)

@@ -45,7 +45,7 @@ PAUSE = 8.0
 def measure(address: str, document: str, question: str, tokens: int) -> dict[str, Any]:
     answer = stream(address, request_body(document, question, tokens))
     assert answer.tokens[-1] == tokens, f"{answer.tokens[-1]} tokens of {tokens}"
-    gaps = [after - before for before, after in zip(answer.times, answer.times[1:], strict=False)]
+    gaps = answer.gaps
     typical = statistics.median(gaps)
     return {
         "tokens": tokens,

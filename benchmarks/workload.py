@@ -213,6 +213,11 @@ class Stream:
         """Seconds from the request to the first token."""
         return self.times[0] - self.started
 
+    @property
+    def gaps(self) -> list[float]:
+        """Seconds between one event that brought tokens and the next."""
+        return [after - before for before, after in itertools.pairwise(self.times)]
+
 
 def stream(address: str, body: bytes, into: Stream | None = None) -> Stream:
     """Send a request and read its answer to the end. ``into``: filled while it runs, for another thread to look at."""

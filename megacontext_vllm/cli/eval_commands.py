@@ -2,14 +2,15 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from megacontext_vllm.cli import evaluate
-from megacontext_vllm.config import default_store
+from megacontext_vllm.config import MegaContextConfig, default_store
 
 LENGTHS = (4_096, 16_384, 65_536, 262_144, 1_000_000)
 BUDGETS = (512, 1024, 2048)
 HISTORIES = 4
+_LENS = MegaContextConfig.model_fields["lens"]
 DEFAULT_MODEL = default_store().parent / "models" / "SmolLM2-135M-Instruct"
 EXAMPLES = """\
 examples:
@@ -47,8 +48,8 @@ def add_eval_commands(commands: Any, machine: argparse.ArgumentParser) -> None:
     served = argparse.ArgumentParser(add_help=False)
     served.add_argument(
         "--lens",
-        choices=("blend", "lexical"),
-        default="blend",
+        choices=get_args(_LENS.annotation),
+        default=_LENS.default,
         help="what MegaContext is served with, as the setting of that name (default: %(default)s)",
     )
 

@@ -139,24 +139,20 @@ def _at_price(forest: Forest, blocks: Indices, value: Values, price: float) -> l
     """
     gain = value[blocks] - price
     blocks, gain = blocks[gain > 0], gain[gain > 0]
-    parents = blocks // forest.branching
-    worth = [value[:0]]  # of blocks: never needed whole
-    for i in range(1, len(forest.inside)):
-        if i == 1:
-            has_parent = parents < len(forest.inside[1])
-            children = np.bincount(parents[has_parent], gain[has_parent], len(forest.inside[1]))
-        else:
-            children = forest.families(i, worth[-1]).sum(axis=1)
-        worth.append(np.where(forest.inside[i], np.maximum(children - price, 0), 0))
-    expanded = forest.nothing()
-    for i in reversed(range(1, len(worth))):
-        expanded[i] = (worth[i] > 0) & forest.open_below(i, expanded)
-    open_blocks = forest.inside[0][blocks]
+    expanded, visible = forest.nothing(), forest.inside[0][blocks]
     if len(forest.inside) > 1:
-        has_parent = parents < len(forest.inside[1])
-        above = (expanded[1] | ~forest.inside[1])[parents[has_parent]]
-        open_blocks[has_parent] &= above
-    expanded[0][blocks[open_blocks]] = True
+        families, parents = len(forest.inside[1]), blocks // forest.branching
+        in_family = parents < families
+        parents = parents[in_family]
+        children = np.bincount(parents, gain[in_family], families)
+        worth = [np.where(forest.inside[1], np.maximum(children - price, 0), 0)]
+        for i in range(2, len(forest.inside)):
+            children = forest.families(i, worth[-1]).sum(axis=1)
+            worth.append(np.where(forest.inside[i], np.maximum(children - price, 0), 0))
+        for i in reversed(range(1, len(forest.inside))):
+            expanded[i] = (worth[i - 1] > 0) & forest.open_below(i, expanded)
+        visible[in_family] &= (expanded[1] | ~forest.inside[1])[parents]
+    expanded[0][blocks[visible]] = True
     return expanded
 
 

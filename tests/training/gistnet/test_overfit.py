@@ -21,7 +21,7 @@ LR = 3e-3
 @pytest.mark.slow
 @pytest.mark.timeout(3600)  # a minute or two on two cores that have nothing else to do
 def test_64_blocks_by_heart(model_dir: Path, text: str) -> None:
-    base = FrozenModel.load(model_dir, torch.float32)  # processors without bfloat16 take five times as long for it
+    base = FrozenModel.load(model_dir, torch.float32)  # processors without bfloat16 are far slower in it
     length = OLDER + TARGETS
     encoded = AutoTokenizer.from_pretrained(str(model_dir)).encode(text[: 40 * length], add_special_tokens=False)
     windows = np.array(encoded[: WINDOWS * length], np.int64).reshape(WINDOWS, length)

@@ -12,7 +12,7 @@ from files.levels import GISTS, TOKENS, finished, forked, made
 from megacontext_vllm.tree.files.level_file import LevelWriter
 from megacontext_vllm.tree.files.level_reader import LevelReader, read_count
 
-SECONDS = float(os.environ.get("MEGACONTEXT_TEST_SECONDS", "30"))  # more to look harder
+SECONDS = float(os.environ.get("MEGACONTEXT_TEST_SECONDS", "60"))
 HEADERS = (TOKENS, GISTS)
 MOST_ROWS = 20_000_000
 
