@@ -61,6 +61,19 @@ def test_a_short_run_reduces_the_loss_and_leaves_the_base_alone(
     assert card.tokens_seen == 30 * 2 * 128 and card.model == f"tiny {family}"
 
 
+def test_a_base_in_bfloat16(
+    make_base: Callable[..., FrozenModel], documents: TokenStream, tmp_path: Path
+) -> None:
+    base = make_base()
+    base.model.bfloat16()
+    chosen = recipe(dtype="bfloat16", windows=(128,), lr=1e-2, scale=1.0)
+    training = Training(base, documents, chosen, tmp_path, validation=Validation(base, documents, 4, LAYOUTS))
+    training.run(Limits(steps=30), log_every=10, validate_every=1000)
+    losses = [row["loss"] for row in curve(training) if "loss" in row]
+    assert len(losses) == 3 and losses[-1] < losses[0], losses
+    assert {tensor.dtype for tensor in training.net.parameters()} == {torch.float32}, "what is trained keeps its digits"
+
+
 @pytest.mark.parametrize(
     "changed", [{}, {"arch": "transformer", "hidden_share": 0.4, "contrastive": 0.1, "accumulate": 2}]
 )
