@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from megacontext_vllm.focus.close_reading import Meant, read_closely
 from megacontext_vllm.focus.neighbours import lend, spread
 from megacontext_vllm.focus.query import Query
 from megacontext_vllm.focus.stop_words import STOP_WORDS
@@ -65,12 +66,27 @@ class MeaningLens:
         block = at // BLOCK
         first = np.flatnonzero(np.diff(block, prepend=-1))
         rare = -np.log(np.minimum(common, _EVERYWHERE))
-        for gain, (row, weight) in zip(gains, asked.items(), strict=True):
+        weights = rare[list(asked)] * np.array(list(asked.values()), dtype=np.float32)
+        for gain, weight in zip(gains, weights, strict=True):
             own = np.zeros(blocks, dtype=np.float32)
             own[block[first]] = np.maximum.reduceat(gain[word], first)
-            total += np.float32(weight) * rare[row] * spread(own, _NEIGHBOUR * own, _NEIGHBOUR * own)
-        lent = lend(total, tokens, at, self._ends)
+            total += weight * spread(own, _NEIGHBOUR * own, _NEIGHBOUR * own)
+        closely = read_closely(total, rows, self._meant(list(asked), gains, weights, rare))
+        lent = lend(closely, tokens, at, self._ends)
         return lent / np.float32(lent.max())
+
+    def _meant(
+        self,
+        asked: list[int],
+        gains: npt.NDArray[np.float32],
+        weights: npt.NDArray[np.float32],
+        rare: npt.NDArray[np.float32],
+    ) -> Meant:
+        loud = rare.copy()
+        loud[list(self._silent)] = 0
+        centre = weights @ self._net.vectors[asked]
+        centre /= max(float(np.linalg.norm(centre)), 1e-6)
+        return Meant(gains, weights, self._net.vectors, loud, centre)
 
     def _asked(self, query: Query) -> dict[int, float]:
         """The rows of the question's words, in order, and how much each counts."""
