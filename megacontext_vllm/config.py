@@ -77,6 +77,14 @@ class MegaContextConfig(BaseModel):
         description="LensNet of lens='blend': a folder that 'megacontext train lensnet' made. Default: the one that "
         "comes with this version.",
     )
+    encoder: Path | None = Field(
+        default=None,
+        description="A third lens: the folder of a sentence-transformers model, which reads the sentences that the "
+        "lenses found, at most 128 places a question. Some milliseconds on a GPU, seconds on a CPU. Default: none.",
+    )
+    encoder_device: str | None = Field(
+        default=None, description="Where the encoder runs, e.g. 'cpu' or 'cuda:1'. Default: a GPU where there is one."
+    )
     refocus_tokens: int | None = Field(
         default=None,
         ge=BLOCK,

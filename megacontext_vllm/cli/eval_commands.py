@@ -52,6 +52,12 @@ def add_eval_commands(commands: Any, machine: argparse.ArgumentParser) -> None:
         default=_LENS.default,
         help="what MegaContext is served with, as the setting of that name (default: %(default)s)",
     )
+    served.add_argument(
+        "--encoder",
+        type=Path,
+        metavar="DIR",
+        help="sentence encoder that MegaContext is served with, as the setting of that name (default: none)",
+    )
 
     compute = argparse.ArgumentParser(add_help=False)
     dtypes = ("float32", "bfloat16", "float16")

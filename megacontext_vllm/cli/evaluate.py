@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from hashlib import blake2b
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.table import Table
@@ -47,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
     chat = _chat(options.model)
     served = options.reader.startswith("http")
     reader = _reader(options, chat)
-    tools = _tools(chat, reader, options.lens)
+    tools = _tools(chat, reader, options)
     possible = [
         name
         for name, kind in METHODS.items()
@@ -124,7 +124,7 @@ def show(options: argparse.Namespace) -> int:
         text = chat.decode(sample.history.tokens[start:stop])
         console.print(f"[bold]evidence[/bold]  {start:,}–{stop:,} of {len(prompt.history):,}: {text}")
     names = options.methods or [n for n, kind in METHODS.items() if not kind.shows_gists and not kind.needs_server]
-    for method in make(names, _tools(chat, None, options.lens)):
+    for method in make(names, _tools(chat, None, options)):
         if not method.fits(len(prompt.history), options.budget) or (method.name == "oracle" and not sample.evidence):
             continue
         context = select(method, View(prompt, method.index(prompt.history)), options.budget, sample)
@@ -228,11 +228,11 @@ def _reader(options: argparse.Namespace, chat: "ChatFormat") -> "Reader | None":
     return TransformersReader(options.model, getattr(torch, options.dtype), threads=options.threads)
 
 
-def _tools(chat: "ChatFormat", reader: "Reader | None", lens: Literal["blend", "lexical"]) -> "Tools":
+def _tools(chat: "ChatFormat", reader: "Reader | None", options: argparse.Namespace) -> "Tools":
     from megacontext_vllm.eval.methods.base import Tools
 
     limit = getattr(reader, "limit", None)
-    settings = MegaContextConfig(lens=lens)
+    settings = MegaContextConfig(lens=options.lens, encoder=options.encoder)
     return Tools(
         chat,
         chat.encode(settings.gap_marker).tolist(),
@@ -255,4 +255,5 @@ def _setting(options: argparse.Namespace, reader: "Reader | None") -> dict[str, 
         "split": options.split,
         # Unsaid where it is the default, so that results from before there was a choice can be added to.
         **({"lens": options.lens} if options.lens != MegaContextConfig().lens else {}),
+        **({"encoder": "/".join(options.encoder.resolve().parts[-2:])} if options.encoder else {}),
     }

@@ -16,6 +16,7 @@ from megacontext_vllm.config import MegaContextConfig
 from megacontext_vllm.errors import BudgetError
 from megacontext_vllm.focus.allocator import allocate
 from megacontext_vllm.focus.blend import blend
+from megacontext_vllm.focus.encoder import EncoderLens
 from megacontext_vllm.focus.lexical import LexicalLens
 from megacontext_vllm.focus.meaning import MeaningLens
 from megacontext_vllm.focus.query import Decode, Query, find_query
@@ -52,6 +53,7 @@ class Focus:
                          from its start. At most about half of the window.
     gap_ids              token ids of the marker in place of a hidden span.
     meaning              finds what says it in other words; None: nothing does.
+    encoder              reads what both have found once more; None: nothing does.
     """
 
     lens: LexicalLens
@@ -61,6 +63,7 @@ class Focus:
     tail_tokens: int
     gap_ids: tuple[int, ...]
     meaning: MeaningLens | None = None
+    encoder: EncoderLens | None = None
 
     @staticmethod
     def of(tokenizer: Any, settings: MegaContextConfig) -> "Focus":
@@ -70,14 +73,19 @@ class Focus:
         meaning = None
         if settings.lens == "blend":
             meaning = MeaningLens(vocabulary, load(settings.lens_net or SHIPPED), lexical.ending)
+
+        def decode(ids: list[int]) -> str:
+            return str(tokenizer.decode(ids))
+
         return Focus(
             lexical,
             special_ids=special_ids(tokenizer),
-            decode=lambda ids: str(tokenizer.decode(ids)),
+            decode=decode,
             head_tokens=settings.head_tokens,
             tail_tokens=settings.tail_tokens,
             gap_ids=tuple(tokenizer.encode(settings.gap_marker, add_special_tokens=False)),
             meaning=meaning,
+            encoder=_encoder_lens(settings, decode, lexical),
         )
 
     def score(self, tokens: npt.NDArray[np.uint32]) -> Scored:
@@ -94,9 +102,12 @@ class Focus:
     def _utility(self, tokens: npt.NDArray[np.uint32], query: Query) -> npt.NDArray[np.float32]:
         found = self.lens.find(tokens, query)
         led = look_again(tokens, query, found.utility, self.lens)
-        if self.meaning is None:
+        if self.meaning is None and self.encoder is None:
             return led
-        utility = blend(found.utility, self.meaning.score(tokens, query), found.covered)
+        meant = np.zeros_like(led) if self.meaning is None else self.meaning.score(tokens, query)
+        if self.encoder is not None:
+            meant = self.encoder.judge(tokens, query, meant, found.utility)
+        utility = blend(found.utility, meant, found.covered)
         # Where the second look leads need not mean what was asked, but it is worth no more than what it started from.
         worth = min(np.float32(1), utility[found.utility.argmax()]) if len(utility) else np.float32(0)
         most: npt.NDArray[np.float32] = np.maximum(utility, np.where(led > found.utility, worth * led, 0))
@@ -118,6 +129,16 @@ class Focus:
             except BudgetError as error:
                 logger.warning("MegaContext: unexpanded spans are hidden in this request: %s", error)
         return within(gists=False, gap_cost=len(self.gap_ids))
+
+
+def _encoder_lens(settings: MegaContextConfig, decode: Decode, lexical: LexicalLens) -> EncoderLens | None:
+    if settings.encoder is None:
+        return None
+    from megacontext_vllm.nets.sentence_encoder import SentenceEncoder  # torch, transformers: a second of start-up
+
+    encoder = SentenceEncoder(settings.encoder, settings.encoder_device)
+    logger.info("MegaContext: the sentence encoder in %s reads what is found, on %s.", settings.encoder, encoder.device)
+    return EncoderLens(encoder, decode, lexical.ending)
 
 
 def _raw_parts(scored: Scored, window: int, head: int, tail: int) -> tuple[int, tuple[int, int], int]:
