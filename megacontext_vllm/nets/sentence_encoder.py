@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModel, AutoTokenizer
 
 from megacontext_vllm.errors import ConfigError
@@ -49,7 +50,7 @@ class SentenceEncoder:
                 str(folder), dtype=torch.float32, local_files_only=True, use_safetensors=True
             )
             self._model = model.eval().to(self.device)
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise ConfigError(f"the sentence encoder in {folder} cannot be loaded: {error}") from error
 
     def pieces(self, text: str) -> int:
