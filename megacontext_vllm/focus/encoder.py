@@ -50,7 +50,7 @@ class EncoderLens:
         """``meaning`` as a reader of sentences sees it: a third is what it was, two thirds how like a sentence is.
 
         tokens   uint32 [N], the history. meaning, lexical: float32 [N // 32] in [0, 1], neither is changed.
-        returns  float32 [N // 32] in [0, 1].
+        returns  float32 [N // 32] in [0, 1], the best block 1.
         """
         question = self._text(query)
         sentences = self._sentences(tokens, query, _most_useful(meaning, lexical))
@@ -64,7 +64,8 @@ class EncoderLens:
         for (start, stop), like in zip(spans, likeness.tolist(), strict=True):
             blocks = slice(start // BLOCK, (stop - 1) // BLOCK + 1)
             best[blocks] = np.maximum(best[blocks], like)
-        judged: npt.NDArray[np.float32] = (meaning + 2 * best) / np.float32(3)
+        judged: npt.NDArray[np.float32] = meaning + 2 * best
+        judged /= judged.max(initial=np.float32(1e-6))
         return judged
 
     def _text(self, query: Query) -> str:

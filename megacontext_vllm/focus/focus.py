@@ -68,11 +68,10 @@ class Focus:
     @staticmethod
     def of(tokenizer: Any, settings: MegaContextConfig) -> "Focus":
         """The focus that ``settings`` ask for, over any tokenizer of transformers or vLLM."""
-        vocabulary = surface_strings(tokenizer)
-        lexical = LexicalLens(vocabulary)
+        lexical = LexicalLens(surface_strings(tokenizer))
         meaning = None
         if settings.lens == "blend":
-            meaning = MeaningLens(vocabulary, load(settings.lens_net or SHIPPED), lexical.ending)
+            meaning = MeaningLens(lexical.spelling, load(settings.lens_net or SHIPPED), lexical.ending)
 
         def decode(ids: list[int]) -> str:
             return str(tokenizer.decode(ids))

@@ -3,8 +3,9 @@
 The rarity of BM25 (Robertson & Zaragoza 2009) over LOD1 blocks, made for their 32 tokens: a word counts once a block
 (how often it stands in so few tokens says nothing), words of the blocks beside count in part (a fact and its subject
 often straddle a boundary), pairs of tokens that stand side by side in the question count as one more, rarer term (rare
-words are several tokens, numbers one token per digit), and a block inherits almost the score of its neighbours
-(neighbours.py: the answer often stands beside the words of the question).
+words are several tokens, numbers one token per digit), a word counts however it is cut into tokens (respelled.py), and
+a block inherits almost the score of its neighbours (neighbours.py: the answer often stands beside the words of the
+question).
 """
 
 from collections.abc import Sequence
@@ -15,6 +16,8 @@ import numpy.typing as npt
 
 from megacontext_vllm.focus.neighbours import lend, spread
 from megacontext_vllm.focus.query import Query
+from megacontext_vllm.focus.respelled import find_respelled
+from megacontext_vllm.focus.spelling import Spelling
 from megacontext_vllm.focus.stop_words import STOP_WORDS
 from megacontext_vllm.tree.nodes import BLOCK
 
@@ -48,6 +51,8 @@ class LexicalLens:
             if any(map(str.isalnum, term)) and term not in STOP_WORDS:
                 table[token] = terms.setdefault(term, len(terms))
         self._table = table
+        self.spelling = Spelling(vocabulary)
+        """How words are written with these tokens."""
         ends = [text.rstrip(" ").endswith(_ENDS) for text in vocabulary]
         self.ending = np.array([*ends, False], dtype=np.bool_)
         """bool [V + 1]: whether a token ends a sentence or a line; ids beyond the vocabulary count as the last."""
@@ -80,9 +85,11 @@ class LexicalLens:
         slot_of_token = slot_of[self._table]
         hits = slot_of_token.take(tokens[: blocks * BLOCK], mode="clip")
         query.blank(hits)
+        asked = slot_of_token.take(query.terms, mode="clip")
+        other = find_respelled(self.spelling, tokens[: len(hits)], hits, query, asked)
         at = np.flatnonzero(hits >= 0)
-        slot = hits[at]
-        block = at // BLOCK
+        slot = np.concatenate([hits[at], other.first])
+        block = np.concatenate([at, other.at]) // BLOCK
 
         whole = 0.0
         for weight, where in zip(weights, _grouped(slot, block, len(weights)), strict=True):
@@ -94,14 +101,17 @@ class LexicalLens:
         number_of = np.full((len(slots), len(slots)), -1, dtype=np.int16)
         for number, (i, j) in enumerate(follows):
             number_of[i, j] = number
-        together = np.flatnonzero(at[1:] == at[:-1] + 1)
-        pair = number_of[slot[together], slot[together + 1]]
+        together, parts = np.flatnonzero(at[1:] == at[:-1] + 1), np.flatnonzero(other.second >= 0)
+        pair = number_of[
+            np.concatenate([slot[together], other.first[parts]]),
+            np.concatenate([slot[together + 1], other.second[parts]]),
+        ]
         known = np.flatnonzero(pair >= 0)
-        pair_block = block[together[known]]
+        pair_block = np.concatenate([block[together], other.at[parts] // BLOCK])[known]
         for weight, where in zip(follows.values(), _grouped(pair[known], pair_block, len(follows)), strict=True):
             total += _PAIR * weight * _term_score(where, blocks)[0]
 
-        spread = lend(total, tokens, at, self.ending)
+        spread = lend(total, tokens, np.union1d(at, other.at) if len(other.at) else at, self.ending)
         best = float(spread.max())
         return Found(spread / np.float32(best) if best > 0 else spread, covered)
 

@@ -10,14 +10,13 @@ A vector a block, compared with one of the question, was measured to find less a
 answers is a sentence among others in its block, and the mean of the words drowns it.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 import numpy.typing as npt
 
 from megacontext_vllm.focus.close_reading import Meant, read_closely
 from megacontext_vllm.focus.neighbours import lend, spread
 from megacontext_vllm.focus.query import Query
+from megacontext_vllm.focus.spelling import Spelling
 from megacontext_vllm.focus.stop_words import STOP_WORDS
 from megacontext_vllm.focus.words import Words
 from megacontext_vllm.nets.lensnet import LensNet
@@ -31,10 +30,10 @@ _LEAST = 1.0  # nats: what is less than e times as probable as anywhere is noise
 class MeaningLens:
     """Scores blocks against a question. One per tokenizer; immutable, so threads may share it."""
 
-    def __init__(self, vocabulary: Sequence[str], net: LensNet, ends: npt.NDArray[np.bool_]) -> None:
-        """vocabulary: the text of each token id, e.g. ``" code"``. ends: bool [V], whether a token ends a sentence."""
+    def __init__(self, spelling: Spelling, net: LensNet, ends: npt.NDArray[np.bool_]) -> None:
+        """ends: bool [V], whether a token ends a sentence."""
         self._net = net
-        self._words = Words(vocabulary, net.rows)
+        self._words = Words(spelling, net.rows)
         self._ends = ends
         self._silent = {row for word in STOP_WORDS if (row := net.rows.get(word)) is not None}
 

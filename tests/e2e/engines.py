@@ -69,7 +69,7 @@ def stop(engine: Engine) -> None:
     engine.llm.llm_engine.engine_core.shutdown()
 
 
-def greedy(max_tokens: int, **changes: Any) -> SamplingParams:
+def greedy(max_tokens: int | None, **changes: Any) -> SamplingParams:
     """Deterministic sampling that traces its focus."""
     changes = {"temperature": 0, "ignore_eos": True, **changes}
     return SamplingParams(max_tokens=max_tokens, extra_args={"megacontext_trace": 1}, **changes)

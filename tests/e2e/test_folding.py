@@ -13,7 +13,10 @@ from vllm import SamplingParams
 from vllm.exceptions import VLLMValidationError
 from vllm.sampling_params import StructuredOutputsParams
 
+from megacontext_vllm.tree.nodes import BLOCK
+
 LENGTH, WINDOW, STEPS = 256, 160, 190
+FITS, FIT_STEPS = 150, 270  # a prompt that fits, and an answer that is folded twice
 PRESENCE, FREQUENCY = 0.6, 0.3
 PATTERN = r"([a-z]{2} [0-9]{2}, ){30}end"
 
@@ -33,7 +36,7 @@ def asked(history: list[int], eos: int) -> dict[str, tuple[list[int], SamplingPa
     pattern = StructuredOutputsParams(regex=PATTERN)
     return {
         "plain": (history, greedy(STEPS)),
-        "fits": (history[:60], greedy(2 * STEPS)),
+        "fits": (history[:FITS], greedy(FIT_STEPS)),
         "repetition": (history, greedy(STEPS, repetition_penalty=1.1)),
         "presence": (
             history,
@@ -43,6 +46,7 @@ def asked(history: list[int], eos: int) -> dict[str, tuple[list[int], SamplingPa
         "min_tokens": (history, SamplingParams(max_tokens=STEPS, min_tokens=150, temperature=0, logit_bias={eos: 100})),
         "structured": (history, SamplingParams(max_tokens=1000, temperature=0, structured_outputs=pattern)),
         "n": (history, greedy(150, n=2, temperature=1.0, seed=11)),
+        "unset": (history, greedy(None)),
     }
 
 
@@ -93,12 +97,12 @@ def test_the_answer_goes_on_from_what_is_shown(
 def test_a_prompt_that_fits(
     small: Engine, reference: Reference, history: list[int], outputs: dict[str, Any]
 ) -> None:
-    prompt = history[:60]
+    prompt = history[:FITS]
     said = list(outputs["fits"].outputs[0].token_ids)
-    assert len(said) == 2 * STEPS
-    assert said[: LENGTH - 60] == reference.greedy_tokens(prompt, LENGTH - 60), "stock until it is full"
+    assert len(said) == FIT_STEPS
+    assert said[: LENGTH - FITS] == reference.greedy_tokens(prompt, LENGTH - FITS), "stock until it is full"
     fold = Fold(small, reference, prompt, outputs["fits"])
-    assert fold.at > LENGTH, "more than one fold"
+    assert fold.at > LENGTH - FITS + BLOCK, "more than one fold"
     assert fold.rest == reference.greedy(fold.embeddings, fold.ids, len(fold.rest))
 
 
@@ -162,3 +166,11 @@ def test_alone_as_among_others_and_a_stop_string(
 def test_what_cannot_be_folded_is_refused(small: Engine, history: list[int]) -> None:
     with pytest.raises(VLLMValidationError, match="prompt_logprobs.*Lower max_tokens"):
         small.ask([history[:60]], SamplingParams(max_tokens=LENGTH, prompt_logprobs=1))
+
+
+def test_an_unset_max_tokens_ends_at_the_engines_length(small: Engine, outputs: dict[str, Any]) -> None:
+    """The answer ends there instead of being folded and running for ever."""
+    output = outputs["unset"]
+    used = small.trace(output)["working_context"] + len(output.outputs[0].token_ids)
+    assert output.outputs[0].finish_reason == "length"
+    assert used == LENGTH

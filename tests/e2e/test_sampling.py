@@ -90,14 +90,6 @@ def test_min_tokens(engine: Engine, history: list[int]) -> None:
     assert eos not in output.outputs[0].token_ids
 
 
-def test_an_unset_max_tokens_ends_at_the_engines_length(engine: Engine, history: list[int]) -> None:
-    """The engine has 1,100 positions: the answer ends there instead of running for ever."""
-    (output,) = engine.ask([history], greedy(None))
-    used = engine.trace(output)["working_context"] + len(output.outputs[0].token_ids)
-    assert output.outputs[0].finish_reason == "length"
-    assert used == 1100
-
-
 def test_a_smaller_window_for_one_request(engine: Engine, history: list[int]) -> None:
     params = greedy(2)
     params.extra_args = {"megacontext_trace": 1, "megacontext_window": 300}

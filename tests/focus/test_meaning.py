@@ -7,6 +7,7 @@ import pytest
 
 from megacontext_vllm.focus.meaning import MeaningLens
 from megacontext_vllm.focus.query import Query
+from megacontext_vllm.focus.spelling import Spelling
 from megacontext_vllm.nets.lensnet import load
 from megacontext_vllm.tree.nodes import BLOCK
 
@@ -33,7 +34,7 @@ class Text:
         return [self.ids.setdefault(piece, len(self.ids)) for piece in re.findall(r" \w+|[^\w\s]", " " + text)]
 
     def lens(self) -> MeaningLens:
-        return MeaningLens(list(self.ids), NET, np.array([piece == "." for piece in [*self.ids, ""]]))
+        return MeaningLens(Spelling(list(self.ids)), NET, np.array([piece == "." for piece in [*self.ids, ""]]))
 
 
 def history(text: Text, facts: list[str], blocks: int = 400) -> tuple[np.ndarray, list[int]]:

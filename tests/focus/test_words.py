@@ -6,6 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from megacontext_vllm.focus.spelling import Spelling
 from megacontext_vllm.focus.words import Words
 
 VOCABULARY = [
@@ -30,7 +31,7 @@ def slow(tokens: list[int], vocabulary: list[str], words: dict[str, int]) -> lis
 
 
 def fast(tokens: list[int], vocabulary: list[str] = VOCABULARY, words: dict[str, int] = WORDS) -> list[int]:
-    return Words(vocabulary, words).rows(np.array(tokens, dtype=np.uint32)).tolist()
+    return Words(Spelling(vocabulary), words).rows(np.array(tokens, dtype=np.uint32)).tolist()
 
 
 def test_words_of_several_tokens() -> None:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from megacontext_vllm.focus.meaning import MeaningLens
 from megacontext_vllm.focus.query import Query
+from megacontext_vllm.focus.spelling import Spelling
 from megacontext_vllm.nets.lensnet import LensNet
 from megacontext_vllm.training.lensnet.questions import QUESTIONS
 from megacontext_vllm.tree.nodes import BLOCK
@@ -63,7 +64,7 @@ class Trial:
     def ranks(self, net: LensNet) -> npt.NDArray[np.int64]:
         """int64 ``[questions]``: how many other blocks are found at least as useful as the fact's best, 0 for none."""
         ends = np.array([piece.endswith((".", "?", "!")) for piece in [*self.vocabulary, ""]])
-        lens = MeaningLens(self.vocabulary, net, ends)
+        lens = MeaningLens(Spelling(self.vocabulary), net, ends)
         ranks = []
         for terms, (first, last) in zip(self.questions, self.facts, strict=True):
             utility = lens.score(self.tokens, Query(terms, np.ones(len(terms), dtype=np.float32), 0, 0))

@@ -1,0 +1,81 @@
+"""Words of the question that the history cuts into other tokens than the question does.
+
+A word at the start of a sentence or in capitals is often cut differently: ``Gl ass blowing``, but ``glass blowing``
+within a line. Where that happens, the word counts as if it were written the question's way.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from megacontext_vllm.focus.query import Query
+from megacontext_vllm.focus.spelling import Spelling, word_hash
+from megacontext_vllm.focus.stop_words import STOP_WORDS
+
+_SILENT = frozenset(map(word_hash, STOP_WORDS))
+Slots = tuple[int, ...]
+"""What of the question each token of a word is; -1 for what is no term."""
+
+
+@dataclass(frozen=True)
+class Respelled:
+    """What is to be counted besides what was found token by token; all three of one length, ``at`` ascending.
+
+    at      intp ``[found]``: where a word begins in the history.
+    first   int16 ``[found]``: a slot of the question that it stands for.
+    second  int16 ``[found]``: the slot that follows it in the word, -1 for none.
+    """
+
+    at: npt.NDArray[np.intp]
+    first: npt.NDArray[np.int16]
+    second: npt.NDArray[np.int16]
+
+
+def find_respelled(
+    spelling: Spelling,
+    tokens: npt.NDArray[np.uint32],
+    hits: npt.NDArray[np.int16],
+    query: Query,
+    slots: npt.NDArray[np.int16],
+) -> Respelled:
+    """``hits``: int16 [N], the slot of each of ``tokens``, -1 for none; ``slots``: int16 [terms], of what is asked."""
+    words = _words(spelling, query.terms, slots)
+    if not words:
+        return Respelled(np.zeros(0, dtype=np.intp), *np.zeros((2, 0), dtype=np.int16))
+    keys = np.array(sorted(words), dtype=np.uint64)
+    which = spelling.places(tokens, keys)
+    query.blank(which)
+    at = np.flatnonzero(which >= 0)
+    word = which[at]
+    cuts = [words[key] for key in keys.tolist()]
+    # What is cut as it is in the question is found already.
+    behind = np.append(hits, np.int16(-1))[at + 1]
+    asked = np.array([(cut[0], cut[1] if len(cut) > 1 else -2) for cut in cuts], dtype=np.int16)[word]
+    other = (hits[at] != asked[:, 0]) | ((asked[:, 1] != -2) & (behind != asked[:, 1]))
+    found = [
+        (place, first, second)
+        for place, which in zip(at[other].tolist(), word[other].tolist(), strict=True)
+        for first, second in zip(cuts[which], [*cuts[which][1:], -1], strict=True)
+        if first >= 0
+    ]
+    places = np.array(found, dtype=np.intp).reshape(-1, 3)
+    return Respelled(places[:, 0], places[:, 1].astype(np.int16), places[:, 2].astype(np.int16))
+
+
+def _words(spelling: Spelling, terms: npt.NDArray[np.int64], slots: npt.NDArray[np.int16]) -> dict[int, Slots]:
+    """The question's words that have a term, by their hash."""
+    hashes = spelling.words(terms)
+    goes_on = np.zeros(len(terms) + 1, dtype=np.bool_)
+    joined = spelling.joined(terms)
+    goes_on[joined.parts] = True
+    goes_on[joined.begin] = False
+    found: dict[int, Slots] = {}
+    for start in np.flatnonzero(hashes).tolist():
+        stop = start + 1
+        while goes_on[stop]:
+            stop += 1
+        key, cut = int(hashes[start]), tuple(slots[start:stop].tolist())
+        if key not in _SILENT and max(cut) >= 0:
+            found.setdefault(key, cut)
+    return found

@@ -1,0 +1,116 @@
+"""Words of a history as numbers, whatever the tokens: a word is a run of letters, and may be several tokens.
+
+Where a word begins depends on the tokens beside it, and one word is spelled in several ways (``" glass" "blowing"``,
+``"Gl" "ass" "blowing"``). So a word is known by a hash of its letters in lower case, which is put together from its
+tokens' hashes: a million tokens take a few passes of numpy and no text is ever joined.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+LONGEST = 64  # bytes; a longer run of letters is no word
+_BASE = 0x100000001B3  # odd, so that no power of it vanishes modulo 2^64
+_POWER = [pow(_BASE, i, 1 << 64) for i in range(LONGEST + 1)]
+_POWERS = np.array(_POWER, dtype=np.uint64)
+_LETTERS = re.compile(r"[^\W\d_]+")
+
+
+def word_hash(word: str) -> int:
+    """Of a word in lower case, never 0: polynomial, lowest power first, so that parts add up, each times a power.
+
+    0 for what is too long to be a word.
+    """
+    letters = word.encode("utf-8", "surrogatepass")
+    if len(letters) > LONGEST:
+        return 0
+    return sum((byte + 1) * power for byte, power in zip(letters, _POWER)) % (1 << 64)
+
+
+@dataclass(frozen=True)
+class Joined:
+    """The words of a text that are several tokens.
+
+    parts   intp ``[parts]``, ascending: all tokens of such words.
+    begin   intp ``[words]``, ascending: where they begin. hashes: uint64 ``[words]``, 0 for what is too long.
+    """
+
+    parts: npt.NDArray[np.intp]
+    begin: npt.NDArray[np.intp]
+    hashes: npt.NDArray[np.uint64]
+
+
+class Spelling:
+    """How a tokenizer writes words. Immutable, so threads may share it."""
+
+    def __init__(self, vocabulary: Sequence[str]) -> None:
+        """vocabulary: the text of each token id, e.g. ``" code"``."""
+        # One more entry than there are tokens: ids beyond the vocabulary clip to it, and it is no letter.
+        size = len(vocabulary) + 1
+        self._goes_on, self._open = np.zeros((2, size), dtype=np.bool_)
+        self._bytes = np.zeros(size, dtype=np.int64)
+        self.alone = np.zeros(size, dtype=np.uint64)
+        """uint64 [V + 1]: the hash of the word that a token is by itself, of the last if there are several; else 0."""
+        self._by_itself = np.zeros(size, dtype=np.uint64)  # the same, 0 for tokens of several words or with digits
+        for token, text in enumerate(vocabulary):
+            if text:
+                self._goes_on[token], self._open[token] = text[0].isalpha(), text[-1].isalpha()
+            runs = _LETTERS.findall(text.casefold())
+            if runs:
+                self._bytes[token] = len(runs[-1].encode("utf-8", "surrogatepass"))
+                self.alone[token] = word_hash(runs[-1])
+                if sum(map(str.isalnum, text.casefold())) == len(runs[-1]):
+                    self._by_itself[token] = self.alone[token]
+
+    def words(self, tokens: npt.NDArray[Any]) -> npt.NDArray[np.uint64]:
+        """The hash of the word that begins in each of ``tokens`` [N]; 0 where none does, or one with digits."""
+        joined = self.joined(tokens)
+        hashes = self._by_itself.take(tokens, mode="clip")
+        hashes[joined.parts] = 0
+        hashes[joined.begin] = self._plain(joined, tokens)
+        return hashes
+
+    def places(self, tokens: npt.NDArray[Any], keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.int16]:
+        """Which of the hashes ``keys`` [≥ 1], sorted, the word has that begins in each of ``tokens``; -1 for none.
+
+        The same as to look ``words`` up, for a history: what is looked up is the vocabulary and the joined words.
+        """
+
+        def number(hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.int16]:
+            at = np.minimum(np.searchsorted(keys, hashes), len(keys) - 1)
+            return np.where(keys[at] == hashes, at, -1).astype(np.int16)
+
+        joined = self.joined(tokens)
+        which = number(self._by_itself).take(tokens, mode="clip")
+        which[joined.parts] = -1
+        which[joined.begin] = number(self._plain(joined, tokens))
+        return which
+
+    def _plain(self, joined: Joined, tokens: npt.NDArray[Any]) -> npt.NDArray[np.uint64]:
+        """The hashes of joined words, 0 for those that have more than letters in a token."""
+        if not len(joined.begin):
+            return joined.hashes
+        plain = self._by_itself.take(tokens[joined.parts], mode="clip") != 0
+        heads = np.searchsorted(joined.parts, joined.begin)
+        return np.where(np.logical_and.reduceat(plain, heads), joined.hashes, np.uint64(0))
+
+    def joined(self, tokens: npt.NDArray[Any]) -> Joined:
+        """The words of ``tokens``, integers [N], that are more than one of them."""
+        goes_on = np.zeros(len(tokens) + 1, dtype=np.bool_)  # whether a token goes on with the word of the one before
+        goes_on[1:-1] = self._goes_on.take(tokens[1:], mode="clip") & self._open.take(tokens[:-1], mode="clip")
+        parts = np.flatnonzero(goes_on[:-1] | goes_on[1:])
+        if not len(parts):
+            return Joined(parts, parts, np.zeros(0, dtype=np.uint64))
+        heads = np.flatnonzero(~goes_on[parts])
+        part = tokens[parts]
+        width = self._bytes.take(part, mode="clip")
+        before = np.cumsum(width) - width
+        offset = before - np.repeat(before[heads], np.diff(np.append(heads, len(parts))))
+        shift = _POWERS[np.minimum(offset, LONGEST)]
+        hashes = np.add.reduceat(self.alone.take(part, mode="clip") * shift, heads)
+        hashes[np.add.reduceat(width, heads) > LONGEST] = 0
+        return Joined(parts, parts[heads], hashes)
