@@ -22,7 +22,7 @@ _WHOLE = 0.5  # terms that count less than that, beside the first, are not of th
 
 
 class Encoder(Protocol):
-    """Unit vectors of texts; ``nets.sentence_encoder.SentenceEncoder`` is one."""
+    """Unit vectors of texts; ``nets.sentence_encoder.SentenceEncoder`` is one. Raises RuntimeError where it fails."""
 
     def question(self, text: str) -> npt.NDArray[np.float32]:
         """float32 ``[width]``."""

@@ -105,7 +105,10 @@ class Focus:
             return led
         meant = np.zeros_like(led) if self.meaning is None else self.meaning.score(tokens, query)
         if self.encoder is not None:
-            meant = self.encoder.judge(tokens, query, meant, found.utility)
+            try:
+                meant = self.encoder.judge(tokens, query, meant, found.utility)
+            except RuntimeError as error:  # torch's, as when a GPU has no memory left: nobody goes without an answer
+                logger.warning("MegaContext: the sentence encoder did not read this request: %s", error)
         utility = blend(found.utility, meant, found.covered)
         # Where the second look leads need not mean what was asked, but it is worth no more than what it started from.
         worth = min(np.float32(1), utility[found.utility.argmax()]) if len(utility) else np.float32(0)

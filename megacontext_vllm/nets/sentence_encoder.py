@@ -23,7 +23,7 @@ _KNOWN = {"Transformer", "Pooling", "Normalize"}
 
 
 class SentenceEncoder:
-    """Texts to unit vectors.
+    """Texts to unit vectors, for one thread at a time.
 
     folder  of a transformers encoder in safetensors and its tokenizer. What sentence-transformers adds is read where it
             is there: pooling by the mean (the default) or by the first token, and the prompts that go before questions

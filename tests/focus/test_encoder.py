@@ -182,3 +182,21 @@ def test_served_with_an_encoder(model_dir: Path, lens: str) -> None:
     context = focus.allocate(focus.score(tokens), 256, gists=False)
     shown = "".join(focus.decode(tokens[e.start : e.end].tolist()) for e in context.entries if e.kind.name == "RAW")
     assert ("seven diamonds" in shown) == (lens == "blend"), "with words alone, there is nothing to be read"
+
+
+def test_an_encoder_that_fails_is_done_without(
+    model_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A GPU without memory cannot be had here, so what torch says then is raised by hand."""
+    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    tokens = np.array(tokenizer.encode(" ".join(PROSE * 50 + [FACT] + PROSE * 50) + "\n\n" + QUESTION), dtype=np.uint32)
+    without = Focus.of(tokenizer, MegaContextConfig()).score(tokens)
+    focus = Focus.of(tokenizer, MegaContextConfig(encoder=MINILM, encoder_device="cpu"))
+    assert not np.array_equal(focus.score(tokens).utility, without.utility), "it reads"
+
+    def fails(self: SentenceEncoder, texts: list[str]) -> np.ndarray:
+        raise RuntimeError("CUDA out of memory")
+
+    monkeypatch.setattr(SentenceEncoder, "documents", fails)
+    assert np.array_equal(focus.score(tokens).utility, without.utility)
+    assert "CUDA out of memory" in caplog.text
