@@ -53,9 +53,14 @@ class LexicalLens:
         self._table = table
         self.spelling = Spelling(vocabulary)
         """How words are written with these tokens."""
+        self._capital = np.array([*(text.lstrip()[:1].isupper() for text in vocabulary), False], dtype=np.bool_)
         ends = [text.rstrip(" ").endswith(_ENDS) for text in vocabulary]
         self.ending = np.array([*ends, False], dtype=np.bool_)
         """bool [V + 1]: whether a token ends a sentence or a line; ids beyond the vocabulary count as the last."""
+
+    def capitals(self, tokens: npt.NDArray[np.uint32]) -> npt.NDArray[np.bool_]:
+        """Which tokens begin with a capital, bool of the same shape."""
+        return self._capital.take(tokens, mode="clip")
 
     def ends(self, tokens: npt.NDArray[np.uint32]) -> npt.NDArray[np.bool_]:
         """Which tokens end a sentence or a line, bool of the same shape."""

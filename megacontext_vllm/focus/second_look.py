@@ -3,10 +3,11 @@
 "Where is the parcel from Dara?" finds "Dara gave the parcel to Mira"; the answer is where Mira is spoken of. So the
 sentences that answered the first look are read for terms that are rare in this history but stand elsewhere in it, too,
 and those places become useful. Pseudo-relevance feedback (Rocchio 1971; Lavrenko & Croft 2001) with the feedback held
-down to terms that point at a handful of blocks: whatever is less rare only dilutes what was asked.
+down to terms that point at a handful of blocks: whatever is less rare only dilutes what was asked. What is written like
+a name may stand in more of them, each worth less, for budgets that have room: names are what facts are tied by.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,7 @@ from megacontext_vllm.tree.nodes import BLOCK
 LOOKS = 2  # a chain of three facts
 _CLEAR, _RIVAL, _RIVALS = 0.9, 0.7, 3  # where several places answer this well, the question asks for many things
 _RARE = 4  # further blocks that a term may stand in
+_NAMED = 32  # or one that is written like a name
 _WORTH = 0.8  # of a place that one term names, and no other block has; beside 1 for the best of the first look
 _FOLLOWED = 0.5 * _WORTH  # places at least this useful are read in turn
 _REACH = 32  # tokens of a sentence that are read, to either side of what was found in it
@@ -52,7 +54,7 @@ def look_again(
     for _ in range(LOOKS):
         for block in found:
             seen[max(0, block - 1) : block + 2] = True
-        named = {term for block in found for term in reader.named(block, anchors, known)}
+        named = {term: most for block in found for term, most in reader.named(block, anchors, known)}
         led, anchors = _places(terms, named, seen)
         if not anchors:
             break
@@ -69,17 +71,20 @@ class _Reader:
     def __init__(self, tokens: npt.NDArray[np.uint32], terms: npt.NDArray[np.int32], lens: LexicalLens) -> None:
         self._tokens, self._terms, self._lens = tokens, terms, lens
 
-    def named(self, block: int, anchors: set[int], known: set[int]) -> Iterable[Terms]:
-        """New terms in the sentences of a block that hold one of ``anchors``."""
+    def named(self, block: int, anchors: set[int], known: set[int]) -> Iterable[tuple[Terms, int]]:
+        """New terms in the sentences of a block that hold one of ``anchors``, and in how many blocks each may stand."""
         low, high = max(0, block * BLOCK - _OVERHANG), min((block + 1) * BLOCK + _OVERHANG, len(self._terms))
         hits = low + np.flatnonzero(np.isin(self._terms[low:high], list(anchors)))
         for start, stop in {self._sentence(hit) for hit in hits.tolist()}:
             words = self._terms[start:stop].tolist()
-            for word, after in zip(words, [*words[1:], -1], strict=True):
+            names = self._lens.capitals(self._tokens[start:stop]).tolist()
+            names[:1] = [False]  # any word is written so where a sentence begins
+            for word, after, name in zip(words, [*words[1:], -1], names, strict=True):
                 if word >= 0 and word not in known:
-                    yield (word,)
+                    most = _NAMED if name else _RARE
+                    yield (word,), most
                     if after >= 0 and after not in known:
-                        yield (word, after)
+                        yield (word, after), most
 
     def _sentence(self, hit: int) -> tuple[int, int]:
         low, high = max(0, hit - _REACH), min(hit + _REACH, len(self._tokens))
@@ -89,9 +94,12 @@ class _Reader:
 
 
 def _places(
-    terms: npt.NDArray[np.int32], named: set[Terms], seen: npt.NDArray[np.bool_]
+    terms: npt.NDArray[np.int32], named: Mapping[Terms, int], seen: npt.NDArray[np.bool_]
 ) -> tuple[npt.NDArray[np.float32], set[int]]:
-    """Utility [blocks] of where rare ``named`` terms stand besides the blocks ``seen``, and which of them do."""
+    """Utility [blocks] of where ``named`` terms stand besides the blocks ``seen``, and which of them do.
+
+    named: in how many further blocks each may stand.
+    """
     utility = np.zeros(len(seen), dtype=np.float32)
     used: set[int] = set()
     if not named:
@@ -99,8 +107,10 @@ def _places(
     numbers = int(terms.max(initial=-1)) + 2  # the last one is for -1
     count = np.bincount(terms + 1, minlength=numbers)[1:]
     # More than this cannot stand in so few blocks; of two that stand side by side, one has to be rare enough.
-    most = BLOCK * (_RARE + int(seen.sum()))
-    named = {term for term in named if min(count[part] for part in term) <= most}
+    already = int(seen.sum())
+    named = {
+        term: most for term, most in named.items() if min(count[part] for part in term) <= BLOCK * (most + already)
+    }
     # A pair is looked up by its rarer part.
     rarer = {term: min(range(len(term)), key=lambda i: (count[term[i]], i)) for term in named}
     is_named = np.zeros(numbers, dtype=np.bool_)
@@ -115,7 +125,7 @@ def _places(
         blocks = np.unique(where // BLOCK)
         elsewhere = blocks[blocks < len(seen)]
         elsewhere = elsewhere[~seen[elsewhere]]
-        if 0 < len(elsewhere) <= _RARE:
+        if 0 < len(elsewhere) <= named[term]:
             utility[elsewhere] = np.maximum(utility[elsewhere], _WORTH / np.sqrt(np.float32(len(elsewhere))))
             used |= set(term)
     return utility, used

@@ -1,6 +1,7 @@
 """Facts that are reached over other facts, on synthetic text; tests/eval has it on real text."""
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -11,6 +12,7 @@ from megacontext_vllm.focus.second_look import look_again
 WORDS = [f" word{i}" for i in range(400)]
 NAMES = [f" Name{i}" for i in range(40)]
 VOCABULARY = [*WORDS, *NAMES, " gave", " parcel", " went", " to", " is", " in", " mill", ".", "?", "\n", " Where"]
+VOCABULARY.append(" carter")
 ID = {text: i for i, text in enumerate(VOCABULARY)}
 LENS = LexicalLens(VOCABULARY)
 LENGTH = 32 * 200
@@ -71,9 +73,23 @@ def test_several_places_that_answer_equally_well_are_enough() -> None:
     assert np.array_equal(again, first)
 
 
-def test_what_is_named_often_leads_nowhere() -> None:
-    often = dict.fromkeys(range(1600, 4800, 320), " Name1 is in mill")
-    first, again = look({640: " Name0 gave parcel to Name1"} | often)
+@pytest.mark.parametrize(
+    ("to", "places", "leads"),
+    [("Name1", 10, True), ("Name1", 32, True), ("Name1", 33, False), ("carter", 4, True), ("carter", 5, False)],
+)
+def test_what_is_named_often_leads_nowhere_and_a_name_a_little(to: str, places: int, leads: bool) -> None:
+    often = {32 * (40 + 4 * i) + 3: f" {to} is in mill" for i in range(places)}
+    first, again = look({640: f" Name0 gave parcel to {to}"} | often)
+    raised = [again[at // 32] for at in often]
+    if leads:
+        assert np.allclose(raised, 0.8 / np.sqrt(places)), "the more places, the less each"
+    else:
+        assert np.array_equal(again, first)
+
+
+def test_any_word_is_written_like_a_name_where_a_sentence_begins() -> None:
+    often = {32 * (40 + 4 * i) + 3: " is Name1 in mill" for i in range(10)}
+    first, again = look({640: " Name1 gave parcel to Name0"} | often)
     assert np.array_equal(again, first)
 
 
