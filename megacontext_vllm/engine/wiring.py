@@ -8,6 +8,7 @@ from megacontext_vllm.engine.description import WorkerDescription
 from megacontext_vllm.engine.plan import Planner
 from megacontext_vllm.focus.focus import Focus
 from megacontext_vllm.nets.model_fingerprint import model_fingerprint
+from megacontext_vllm.nets.sentence_encoder import encoder_of
 from megacontext_vllm.tree.files.durability import Durability
 from megacontext_vllm.tree.store.library import TreeLibrary
 from megacontext_vllm.tree.store.retention import RetentionPolicy
@@ -31,7 +32,7 @@ def make_planner(settings: MegaContextConfig, tokenizer: Any, workers: WorkerDes
             retention=RetentionPolicy(settings.retain_bytes, settings.retain_days),
             durability=Durability(settings.fsync, settings.fsync_seconds),
         ),
-        Focus.of(tokenizer, settings),
+        Focus.of(tokenizer, settings, encoder_of(settings)),
         gist_fingerprint=workers.gist_fingerprint,
         model_fingerprint=fingerprint,
     )

@@ -16,7 +16,7 @@ from megacontext_vllm.config import MegaContextConfig
 from megacontext_vllm.errors import BudgetError
 from megacontext_vllm.focus.allocator import allocate
 from megacontext_vllm.focus.blend import blend
-from megacontext_vllm.focus.encoder import EncoderLens
+from megacontext_vllm.focus.encoder import Encoder, EncoderLens
 from megacontext_vllm.focus.lexical import LexicalLens
 from megacontext_vllm.focus.meaning import MeaningLens
 from megacontext_vllm.focus.query import Decode, Query, find_query
@@ -66,8 +66,11 @@ class Focus:
     encoder: EncoderLens | None = None
 
     @staticmethod
-    def of(tokenizer: Any, settings: MegaContextConfig) -> "Focus":
-        """The focus that ``settings`` ask for, over any tokenizer of transformers or vLLM."""
+    def of(tokenizer: Any, settings: MegaContextConfig, encoder: Encoder | None = None) -> "Focus":
+        """The focus that ``settings`` ask for, over any tokenizer of transformers or vLLM.
+
+        ``encoder``: what ``nets.sentence_encoder.encoder_of`` makes of the same settings.
+        """
         lexical = LexicalLens(surface_strings(tokenizer))
         meaning = None
         if settings.lens == "blend":
@@ -84,7 +87,7 @@ class Focus:
             tail_tokens=settings.tail_tokens,
             gap_ids=tuple(tokenizer.encode(settings.gap_marker, add_special_tokens=False)),
             meaning=meaning,
-            encoder=_encoder_lens(settings, decode, lexical),
+            encoder=None if encoder is None else EncoderLens(encoder, decode, lexical.ending),
         )
 
     def score(self, tokens: npt.NDArray[np.uint32]) -> Scored:
@@ -131,16 +134,6 @@ class Focus:
             except BudgetError as error:
                 logger.warning("MegaContext: unexpanded spans are hidden in this request: %s", error)
         return within(gists=False, gap_cost=len(self.gap_ids))
-
-
-def _encoder_lens(settings: MegaContextConfig, decode: Decode, lexical: LexicalLens) -> EncoderLens | None:
-    if settings.encoder is None:
-        return None
-    from megacontext_vllm.nets.sentence_encoder import SentenceEncoder  # torch, transformers: a second of start-up
-
-    encoder = SentenceEncoder(settings.encoder, settings.encoder_device)
-    logger.info("MegaContext: the sentence encoder in %s reads what is found, on %s.", settings.encoder, encoder.device)
-    return EncoderLens(encoder, decode, lexical.ending)
 
 
 def _raw_parts(scored: Scored, window: int, head: int, tail: int) -> tuple[int, tuple[int, int], int]:

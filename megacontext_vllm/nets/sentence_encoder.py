@@ -5,6 +5,7 @@ measured with.
 """
 
 import json
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,10 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModel, AutoTokenizer
 
+from megacontext_vllm.config import MegaContextConfig
 from megacontext_vllm.errors import ConfigError
+
+logger = logging.getLogger("vllm.megacontext")
 
 _LONGEST = 256  # word pieces; what all-MiniLM-L6-v2 was trained on
 _BATCH = 64
@@ -94,6 +98,15 @@ class SentenceEncoder:
             pooled = (hidden * mask).sum(dim=1) / mask.sum(dim=1)
         vectors: npt.NDArray[np.float32] = torch.nn.functional.normalize(pooled, dim=-1).cpu().numpy()
         return vectors
+
+
+def encoder_of(settings: MegaContextConfig) -> SentenceEncoder | None:
+    """The sentence encoder that ``settings`` ask for, if any. Raises ConfigError where it cannot be had."""
+    if settings.encoder is None:
+        return None
+    encoder = SentenceEncoder(settings.encoder, settings.encoder_device)
+    logger.info("MegaContext: the sentence encoder in %s reads what is found, on %s.", settings.encoder, encoder.device)
+    return encoder
 
 
 def _pools_by_first(folder: Path) -> bool:

