@@ -21,6 +21,7 @@ from megacontext_vllm.focus.lexical import LexicalLens
 from megacontext_vllm.focus.meaning import MeaningLens
 from megacontext_vllm.focus.query import Decode, Query, find_query
 from megacontext_vllm.focus.second_look import look_again
+from megacontext_vllm.focus.surroundings import answering, surround, without_rivals
 from megacontext_vllm.focus.vocabulary import special_ids, surface_strings
 from megacontext_vllm.focus.working_context import WorkingContext
 from megacontext_vllm.nets.lensnet import SHIPPED, load
@@ -104,19 +105,26 @@ class Focus:
     def _utility(self, tokens: npt.NDArray[np.uint32], query: Query) -> npt.NDArray[np.float32]:
         found = self.lens.find(tokens, query)
         led = look_again(tokens, query, found.utility, self.lens)
-        if self.meaning is None and self.encoder is None:
-            return led
-        meant = np.zeros_like(led) if self.meaning is None else self.meaning.score(tokens, query)
-        if self.encoder is not None:
-            try:
-                meant = self.encoder.judge(tokens, query, meant, found.utility)
-            except RuntimeError as error:  # torch's, as when a GPU has no memory left: nobody goes without an answer
-                logger.warning("MegaContext: the sentence encoder did not read this request: %s", error)
-        utility = blend(found.utility, meant, found.covered)
+        places = answering(found.utility, found.covered)
+        words = without_rivals(found.utility) if places else found.utility
+        utility = self._with_meaning(tokens, query, words, found.covered)
         # Where the second look leads need not mean what was asked, but it is worth no more than what it started from.
         worth = min(np.float32(1), utility[found.utility.argmax()]) if len(utility) else np.float32(0)
-        most: npt.NDArray[np.float32] = np.maximum(utility, np.where(led > found.utility, worth * led, 0))
-        return most
+        return surround(np.maximum(utility, np.where(led > found.utility, worth * led, 0)), places)
+
+    def _with_meaning(
+        self, tokens: npt.NDArray[np.uint32], query: Query, words: npt.NDArray[np.float32], covered: float
+    ) -> npt.NDArray[np.float32]:
+        """The utility that all lenses together give, ``words`` being what the lexical one does."""
+        if self.meaning is None and self.encoder is None:
+            return words
+        meant = np.zeros_like(words) if self.meaning is None else self.meaning.score(tokens, query)
+        if self.encoder is not None:
+            try:
+                meant = self.encoder.judge(tokens, query, meant, words)
+            except RuntimeError as error:  # torch's, as when a GPU has no memory left: nobody goes without an answer
+                logger.warning("MegaContext: the sentence encoder did not read this request: %s", error)
+        return blend(words, meant, covered)
 
     def allocate(
         self, scored: Scored, window: int, *, gists: bool, sealed: Sequence[tuple[int, int]] = ()

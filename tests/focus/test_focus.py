@@ -144,3 +144,20 @@ def test_a_tokenizer_that_drops_the_first_space() -> None:
     fast = PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>")
     assert fast.decode([1]) == "code", "or this test shows nothing"
     assert surface_strings(fast)[1:] == [" code", "code", "a", " ", ","]
+
+
+def test_one_place_that_has_it_all_is_shown_with_what_stands_around_it(focus: Focus) -> None:
+    """Thirty sentences differ in one word: the right one, and the text that it stands in, not the other ones."""
+    tokens = history(60_000, question=4)
+    tokens[:-5] %= 40  # so few words that what stands in the sentence is nothing to go by
+    at = 1000 + 1800 * np.arange(30)
+    for i, place in enumerate(at.tolist()):
+        tokens[place : place + 4] = [890, 891, 892, 860 + i]
+    tokens[-4:] = [890, 891, 892, 877]
+    context = focus.allocate(focus.score(tokens), 2048, gists=False)
+    shown = np.zeros(len(tokens), dtype=bool)
+    for entry in context.entries:
+        shown[entry.start : entry.end] |= entry.kind is Kind.RAW
+    right = at[17]
+    assert shown[right - 25 * 32 : right + 25 * 32].all()
+    assert sum(bool(shown[place]) for place in at.tolist()) <= 8

@@ -1,0 +1,62 @@
+"""Where the budget goes that is left when one place has all that was asked for."""
+
+import numpy as np
+import pytest
+
+from megacontext_vllm.focus.surroundings import answering, surround, without_rivals
+
+BLOCKS = 300
+
+
+def places(*blocks: int, worth: float = 1.0, others: float = 0.5) -> np.ndarray:
+    """Those blocks are of this utility, every tenth other one is a rival of half of it."""
+    utility = np.zeros(BLOCKS, dtype=np.float32)
+    utility[::10] = others
+    utility[list(blocks)] = worth
+    return utility
+
+
+@pytest.mark.parametrize(
+    ("utility", "covered", "expected"),
+    [
+        (places(77), 0.9, [77]),
+        (places(77), 0.7, []),  # half of the question is somewhere: that is no answer
+        (places(77, 133, 201), 1.0, [77, 133, 201]),
+        (places(77, 133, 201, 255), 1.0, []),  # many have all of it: it is they that are asked for
+        (places(77, others=0.85), 1.0, []),
+        (np.zeros(BLOCKS, dtype=np.float32), 0.0, []),
+        (np.zeros(0, dtype=np.float32), 0.0, []),
+    ],
+)
+def test_places_that_have_all_of_the_question(utility: np.ndarray, covered: float, expected: list[int]) -> None:
+    assert sorted(answering(utility, covered)) == expected
+
+
+def test_rivals_lose_and_keep_their_order() -> None:
+    utility = np.array([1, 0.85, 0.79, 0.5, 0.1, 0], dtype=np.float32)
+    before = utility.copy()
+    less = without_rivals(utility)
+    assert np.array_equal(utility, before) and less.dtype == np.float32
+    assert less[:2].tolist() == before[:2].tolist() and (less[2:] <= before[2:]).all()
+    assert less[3] == 0.25 and (np.diff(less) <= 0).all()
+
+
+def test_what_stands_around_comes_before_rivals_and_after_what_is_named() -> None:
+    raised = surround(without_rivals(places(77, others=0.4)), [77])
+    around = raised[78:110]
+    assert (np.diff(around) <= 0).all() and around[0] <= 0.4 * 0.95, "what four places name (0.4) comes first"
+    assert around[-1] > 0.4**2 and raised[110] == raised[130], "32 blocks, before any rival"
+    assert np.array_equal(raised[45:77], around[::-1]), "to either side"
+    assert raised[77] == 1 and raised[44] == 0
+
+
+def test_a_place_of_little_worth_raises_little_and_nothing_is_lowered() -> None:
+    utility = places(5, 295, worth=0.5)
+    utility[7] = 0.9
+    before = utility.copy()
+    raised = surround(utility, [5, 295])
+    assert np.array_equal(utility, before) and (raised >= utility).all() and raised.shape == (BLOCKS,)
+    assert raised[7] == 0.9 and raised[1] == pytest.approx(raised[9]) and raised[1] < 0.5 * 0.38
+    assert np.array_equal(surround(utility, []), utility)
+    double = surround(places(5, worth=1.6), [5])
+    assert double[6] <= 0.38, "what both lenses have found is not worth more around it"
