@@ -80,7 +80,7 @@ class MegaContextConfig(BaseModel):
     encoder: Path | None = Field(
         default=None,
         description="A third lens: the folder of a sentence-transformers model, which reads the sentences that the "
-        "lenses found, at most 128 places a question. Some milliseconds on a GPU, seconds on a CPU. Default: none.",
+        "lenses found, at most 128 places a question: a second or more on a CPU, not measured on a GPU. Default: none.",
     )
     encoder_device: str | None = Field(
         default=None, description="Where the encoder runs, e.g. 'cpu' or 'cuda:1'. Default: a GPU where there is one."

@@ -6,6 +6,7 @@ No tokenizer is asked: words, with the space before them, are the tokens here. S
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 
 import numpy as np
@@ -61,10 +62,14 @@ class Trial:
         questions = [np.array(number(_TOKEN.findall(asked)), dtype=np.int64) for _, asked in QUESTIONS]
         return Trial(list(ids), np.array(tokens, dtype=np.uint32), questions, [facts[i] for i in range(len(facts))])
 
+    @cached_property
+    def _spelling(self) -> Spelling:
+        return Spelling(self.vocabulary)  # the same for every net that is tried
+
     def ranks(self, net: LensNet) -> npt.NDArray[np.int64]:
         """int64 ``[questions]``: how many other blocks are found at least as useful as the fact's best, 0 for none."""
         ends = np.array([piece.endswith((".", "?", "!")) for piece in [*self.vocabulary, ""]])
-        lens = MeaningLens(Spelling(self.vocabulary), net, ends)
+        lens = MeaningLens(self._spelling, net, ends)
         ranks = []
         for terms, (first, last) in zip(self.questions, self.facts, strict=True):
             utility = lens.score(self.tokens, Query(terms, np.ones(len(terms), dtype=np.float32), 0, 0))
