@@ -36,7 +36,7 @@ QUESTIONS = (
     "Retell at length what is said here about the navy, the treasury and the public lands.",
     "Write a long history of the relations with Great Britain, France, Spain and Mexico, as told here.",
 )
-DOCUMENT, TOKENS = 64_000, 1_000
+DOCUMENT, TOKENS = 64_000, 1_800
 QUICK_DOCUMENT, QUICK_TOKENS = 16_000, 300
 PAUSE = 8.0
 """A gap is a pause if it is this many times the median gap: a prefill of the window is at least several steps."""
@@ -85,6 +85,7 @@ def main() -> None:
     parser.set_defaults(max_model_len=4096, window=2048)
     parser.add_argument("--tokens", type=int, default=TOKENS, metavar="N", help="of each answer (default: %(default)s)")
     parser.add_argument("--refocus-tokens", type=int, default=32, metavar="N", help="default: %(default)s")
+    parser.add_argument("--refocus-share", type=float, default=0.05, metavar="X", help="default: %(default)s")
     options, extra = parser.parse_known_args()
     length, questions = DOCUMENT, QUESTIONS
     if options.quick:
@@ -92,6 +93,7 @@ def main() -> None:
     facts = machine()
     common = server_arguments(options, extra)
     every = ["--additional-config.megacontext.refocus_tokens", str(options.refocus_tokens)]
+    every += ["--additional-config.megacontext.refocus_share", str(options.refocus_share)]
     once: list[dict[str, Any]] = []
     renewed: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="megacontext-refocus-") as name:

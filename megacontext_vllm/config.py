@@ -92,6 +92,14 @@ class MegaContextConfig(BaseModel):
         "answer, and what is shown is changed where that shows enough that was not. Default: only when the answer has "
         "used up the engine's length.",
     )
+    refocus_share: float = Field(
+        default=0.05,
+        gt=0,
+        le=1,
+        description="With refocus_tokens: how much of the time of an answer the prefills of what it is newly shown may "
+        "take. At 0.05 a window of 2,048 entries can be changed from its start after about 1,300 tokens, and its end "
+        "sooner; 1 changes it as soon as something is found.",
+    )
     gap_marker: str = Field(default="\n[...]\n", description="Text shown in place of a hidden span.")
     gist_net: str | None = Field(
         default=None,

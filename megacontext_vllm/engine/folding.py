@@ -128,7 +128,8 @@ class FoldingAnswers:
         go_on(request, plan, answer)
         growing.tokens = history[: len(history) - len(answer)]
         plan.tokens = None
-        self._look_later(growing, plan.length - growing.asked)
+        growing.changed = plan.length - growing.asked
+        self._look_later(growing, growing.changed)
         self.plans[request.request_id] = plan
         request.status = RequestStatus.WAITING  # a preempted one would keep its old prompt in the workers
         self.waiting.prepend_request(request)

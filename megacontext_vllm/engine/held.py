@@ -46,7 +46,7 @@ class Growing:
     output tokens that vLLM knows. ``asked``: how many of them are the prompt. ``window``: the budget in entries that is
     left to the history when the answer is folded. ``folds``: whether it may be, once the positions are used up.
     ``next_look``: so many tokens into the answer its scores are renewed; None: never. ``look``: what was found then,
-    and is decided upon a little later.
+    and is decided upon a little later. ``changed``: so many tokens into it the plan was made that is shown now.
     """
 
     tokens: Tokens
@@ -57,6 +57,7 @@ class Growing:
     folds: bool
     next_look: int | None = None
     look: Look | None = None
+    changed: int = 0
 
     def said(self, request: Request) -> int:
         """Tokens of the answer so far."""

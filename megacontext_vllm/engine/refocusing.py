@@ -2,8 +2,9 @@
 
 Every ``refocus_tokens`` of the answer, prompt and answer so far are planned anew, in a thread, while the answer goes
 on. A little later, at a position that only the tokens decide, the plan is looked at: where it shows enough that was not
-shown, it takes the place of the one before, as it does when an answer is folded; else nothing happens, at no cost. A
-plan that is not there by then is waited for, so that the same request says the same, whatever the load.
+shown, and the answer has gone on for long enough to pay for the prefill, it takes the place of the one before, as it
+does when an answer is folded; else nothing happens, at no cost. A plan that is not there by then is waited for, so that
+the same request says the same, whatever the load.
 """
 
 import logging
@@ -15,16 +16,14 @@ from vllm.v1.request import Request, RequestStatus
 from megacontext_vllm.config import MegaContextConfig
 from megacontext_vllm.engine.folding import FoldingAnswers
 from megacontext_vllm.engine.held import Growing, HeldRequest, Look
-from megacontext_vllm.engine.plan import Plan
-from megacontext_vllm.focus.swap import gain
+from megacontext_vllm.engine.plan import Plan, PlanRequest
+from megacontext_vllm.focus.swap import first_difference, gain, pays
 from megacontext_vllm.tree.nodes import BLOCK
 
 logger = logging.getLogger("vllm.megacontext")
 
 LATER = BLOCK
 """Tokens of the answer between the look and the decision: time to make the plan in."""
-ENOUGH = 0.2
-"""Gain that is worth the prefill of a changed Working Context."""
 
 
 class RefocusingAnswers(FoldingAnswers):
@@ -33,6 +32,7 @@ class RefocusingAnswers(FoldingAnswers):
     if TYPE_CHECKING:
         settings: MegaContextConfig
         held: dict[str, HeldRequest]
+        keeps_prefixes: bool
         _due: list[Request]
 
         def _give_up(self, future: Future[Plan], created: bool = False) -> None: ...
@@ -62,17 +62,22 @@ class RefocusingAnswers(FoldingAnswers):
             if growing is None or growing.look is None or request.request_id in self.held:
                 continue
             look, growing.look = growing.look, None
-            future = look.future
-            if future.done() and future.exception() is None and not self._is_worth(request, future.result()):
+            asked, future = look.plan_request, look.future
+            made = future.done() and future.exception() is None
+            if made and not self._is_worth(request, asked, future.result()):
                 self._give_up(future)
-                self._look_later(growing, look.plan_request.answer)
+                self._look_later(growing, asked.answer)
                 continue
             self._set_aside(request)
-            self._hold(request, look.plan_request, future, folding=True, needed=False)
+            self._hold(request, asked, future, folding=True, needed=False)
 
-    def _is_worth(self, request: Request, plan: Plan) -> bool:
-        before = self.plans[request.request_id].context
-        return gain(before, plan.context) >= ENOUGH
+    def _is_worth(self, request: Request, look: PlanRequest, plan: Plan) -> bool:
+        before, growing = self.plans[request.request_id], self.growing[request.request_id]
+        kept = first_difference(before.prompt, plan.prompt) if self.keeps_prefixes else 0
+        entries = len(plan.prompt) + len(plan.going_on) + LATER - kept
+        return pays(
+            gain(before.context, plan.context), entries, look.answer - growing.changed, self.settings.refocus_share
+        )
 
     def _stay(self, request: Request, looked: int, error: Exception | None = None) -> None:
         """``request``, set aside for what was found after ``looked`` tokens, goes on with what it was shown so far."""

@@ -65,6 +65,7 @@ class MegaContextScheduling(ShowingGists, RefocusingAnswers):
         self.growing: dict[str, Growing] = {}
         # A connector may be told of blocks that a request has given back by then; not tried yet.
         self.may_change = vllm_config.kv_transfer_config is None
+        self.keeps_prefixes = bool(vllm_config.cache_config.enable_prefix_caching)
         self._full: list[Request] = []
         self._due: list[Request] = []
         self._ended: list[Request] = []  # outside vLLM's steps; their answers leave with the next one's outputs
@@ -127,7 +128,7 @@ class MegaContextScheduling(ShowingGists, RefocusingAnswers):
                     else:
                         (self._cut_short if held.folding else self._fail)(held.request, error)
                     continue
-                if not held.needed and not self._is_worth(held.request, held.plan):
+                if not held.needed and not self._is_worth(held.request, held.plan_request, held.plan):
                     del self.held[held.request.request_id]
                     self._release(held.plan.tree, discard=held.created)
                     self._stay(held.request, held.plan_request.answer)

@@ -1,6 +1,31 @@
 """What a new Working Context of the same request shows that the one before does not: is it worth a prefill?"""
 
+from collections.abc import Sequence
+
 from megacontext_vllm.focus.working_context import Entry, Kind, WorkingContext
+
+ENOUGH = 0.2
+"""Gain that is worth the prefill of a changed Working Context at all."""
+AT_ONCE = 32
+"""Entries that are prefilled in the time of one token of an answer: what two CPU cores do (docs/architecture.md).
+
+A number and not a measurement, so that the same request says the same on a quiet machine and on a busy one.
+"""
+
+
+def pays(gain: float, entries: int, said: int, share: float) -> bool:
+    """Whether a change of ``gain`` is worth the prefill of so many ``entries``.
+
+    said   tokens of the answer since what is shown was last changed.
+    share  of the time that they took, at most, may go into the prefill.
+    """
+    return gain >= ENOUGH and entries <= share * said * AT_ONCE
+
+
+def first_difference(before: Sequence[int], after: Sequence[int]) -> int:
+    """The position of the first token in which two prompts differ: what stands before need not be prefilled again."""
+    shorter = min(len(before), len(after))
+    return next((i for i in range(shorter) if before[i] != after[i]), shorter)
 
 
 def gain(before: WorkingContext, after: WorkingContext) -> float:

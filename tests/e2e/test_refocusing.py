@@ -12,7 +12,8 @@ EVERY, LATER, STEPS = 64, 32, 130
 
 @pytest.fixture(scope="module")
 def renewing(start_engine: Callable[..., Engine]) -> Engine:
-    return start_engine({"window": 256, "refocus_tokens": EVERY}, max_model_len=512, max_num_seqs=2)
+    settings = {"window": 256, "refocus_tokens": EVERY, "refocus_share": 1.0}
+    return start_engine(settings, max_model_len=512, max_num_seqs=2)
 
 
 def test_what_the_answer_speaks_of_is_shown(renewing: Engine, reference: Reference, tokens: list[int]) -> None:

@@ -18,6 +18,10 @@ lateness = pytest.mark.parametrize("late", [0, 1, 2])
 EVERY, PASSAGE = 64, list(range(1040, 1060))
 
 
+AT_ONCE = {"refocus_tokens": EVERY, "refocus_share": 1.0}
+"""As soon as something is found, whatever its prefill takes."""
+
+
 def history(passage: bool = True) -> list[int]:
     tokens = np.random.default_rng(0).integers(3000, 49_000, 5000).tolist()
     if passage:
@@ -47,7 +51,7 @@ def shows_passage(prompt: list[int]) -> bool:
 @pytest.mark.parametrize("v2", [False, True])
 @pytest.mark.parametrize("gists", [False, True])
 def test_what_the_answer_speaks_of_is_shown(make_rig: MakeRig, late: int, v2: bool, gists: bool) -> None:
-    rig = make_rig(late=late, v2=v2, gists=gists, refocus_tokens=EVERY)
+    rig = make_rig(late=late, v2=v2, gists=gists, **AT_ONCE)
     request = rig.add("it", history(), max_tokens=120)
     rig.run()
     assert rig.tokens["it"] == said(120) and rig.finished["it"] == [FinishReason.LENGTH]
@@ -62,7 +66,7 @@ def test_what_the_answer_speaks_of_is_shown(make_rig: MakeRig, late: int, v2: bo
 
 @lateness
 def test_nothing_happens_where_nothing_new_is_found(make_rig: MakeRig, late: int) -> None:
-    rig = make_rig(late=late, gists=False, refocus_tokens=EVERY)
+    rig = make_rig(late=late, gists=False, **AT_ONCE)
     rig.add("it", history(passage=False), max_tokens=120)
     rig.run(until=lambda: "it" in rig.scheduler.growing and rig.scheduler.growing["it"].look is not None)
     rig.settle()  # the plan is there in time
@@ -87,7 +91,7 @@ def test_every_32_tokens(make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch, lat
         return plan(plan_request)
 
     monkeypatch.setattr(rig.scheduler, "_plan", noted)
-    rig.add("it", history(passage=False), max_tokens=150)
+    rig.add("it", history(passage=False), max_tokens=139)
     for _ in range(1000):
         rig.step()
         if in_time:
@@ -97,7 +101,23 @@ def test_every_32_tokens(make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch, lat
         if "it" in rig.finished:
             break
     gate.set()
-    assert rig.tokens["it"] == said(150) and looks == [0, 32, 64, 96, 128]
+    assert rig.tokens["it"] == said(139) and looks == [0, 32, 64, 96, 128]
+    rig.assert_clean()
+
+
+@lateness
+def test_a_change_waits_until_it_pays(make_rig: MakeRig, late: int) -> None:
+    """A look after 64 tokens finds what the answer speaks of, and one after 192; only then may a prefill take 5 %."""
+    tokens = history()
+    later = said(192)[160:180]
+    tokens[3009 : 3009 + len(later)] = later
+    rig = make_rig(late=late, gists=False, window=128, refocus_tokens=EVERY)
+    rig.add("it", tokens, max_tokens=250)
+    rig.run()
+    assert rig.tokens["it"] == said(250)
+    _, after = prompts(rig)
+    assert any(after[i : i + len(later)] == later for i in range(len(after)))
+    assert after[-64:] == said(192 + 32)[-64:], "not at the look after 64"
     rig.assert_clean()
 
 
@@ -112,7 +132,7 @@ def test_off_by_default(make_rig: MakeRig) -> None:
 @pytest.mark.parametrize("passage", [True, False])
 @pytest.mark.parametrize("v2", [False, True])
 def test_a_plan_that_is_late_is_waited_for(make_rig: MakeRig, v2: bool, passage: bool) -> None:
-    rig = make_rig(v2=v2, gists=False, refocus_tokens=EVERY)
+    rig = make_rig(v2=v2, gists=False, **AT_ONCE)
     gate = threading.Event()
     rig.add("it", history(passage), max_tokens=120)
     rig.run(until=lambda: len(rig.tokens["it"]) > EVERY - 20)
@@ -131,7 +151,7 @@ def test_a_plan_that_is_late_is_waited_for(make_rig: MakeRig, v2: bool, passage:
 
 
 def test_a_look_and_a_fold(make_rig: MakeRig) -> None:
-    rig = make_rig(refocus_tokens=EVERY)
+    rig = make_rig(**AT_ONCE)
     rig.add("it", history(), max_tokens=900)
     rig.add("other", history(passage=False), max_tokens=700)
     rig.add("short", history()[:60], max_tokens=600)
@@ -142,7 +162,7 @@ def test_a_look_and_a_fold(make_rig: MakeRig) -> None:
 
 @lateness
 def test_aborted_with_a_look_under_way(make_rig: MakeRig, late: int) -> None:
-    rig = make_rig(late=late, refocus_tokens=EVERY)
+    rig = make_rig(late=late, **AT_ONCE)
     gate = threading.Event()
     rig.add("it", history(), max_tokens=120)
     rig.run(until=lambda: len(rig.tokens["it"]) > EVERY - 5)
@@ -154,7 +174,7 @@ def test_aborted_with_a_look_under_way(make_rig: MakeRig, late: int) -> None:
 
 
 def test_a_look_that_fails_changes_nothing(make_rig: MakeRig, monkeypatch: pytest.MonkeyPatch) -> None:
-    rig = make_rig(refocus_tokens=EVERY)
+    rig = make_rig(**AT_ONCE)
     rig.add("it", history(), max_tokens=120)
     rig.run(until=lambda: len(rig.tokens["it"]) > 5)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from megacontext_vllm.focus.allocator import allocate
-from megacontext_vllm.focus.swap import gain
+from megacontext_vllm.focus.swap import AT_ONCE, ENOUGH, first_difference, gain, pays
 from megacontext_vllm.focus.working_context import WorkingContext
 
 LENGTH = 100 * 32
@@ -38,3 +38,23 @@ def test_what_was_said_since_is_in_sight() -> None:
     after = shown({10: 0.5, 102: 0.5}, length=LENGTH + 10 * 32)
     assert any(entry.reason == "lens" and entry.index == 102 for entry in after.entries)
     assert gain(before, after) == 0
+
+
+def test_a_prefill_takes_no_more_than_its_share() -> None:
+    # 100 tokens were said in the time in which 3,200 entries are prefilled; a twentieth of it is 160.
+    assert AT_ONCE == 32
+    assert pays(1.0, 160, 100, 0.05) and not pays(1.0, 161, 100, 0.05)
+    assert pays(1.0, 3200, 100, 1.0) and not pays(1.0, 3201, 100, 1.0)
+    assert not pays(1.0, 1, 0, 1.0), "nothing was said yet"
+
+
+def test_too_little_gain_never_pays() -> None:
+    assert pays(ENOUGH, 1, 1000, 0.05) and not pays(ENOUGH - 1e-6, 1, 1000, 0.05)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "first"),
+    [([], [], 0), ([1], [], 0), ([1, 2, 3], [1, 2, 3], 3), ([1, 2, 3], [1, 2, 3, 4], 3), ([1, 2, 3], [1, 5, 3], 1)],
+)
+def test_the_first_difference(before: list[int], after: list[int], first: int) -> None:
+    assert first_difference(before, after) == first == first_difference(after, before)
