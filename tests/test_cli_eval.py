@@ -58,9 +58,32 @@ def test_another_lens_is_another_result(
     assert "lens" in capsys.readouterr().err
 
 
+def test_worth(model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The block that states a number is worth showing to a real reader; what was measured is not measured again."""
+    out = tmp_path / "worth"
+    some = ["eval", "worth", "--model", str(model_dir), "--out", str(out), "--tasks", "needle", "--histories", "1"]
+    some += ["--lengths", "4096", "--plot", "--threads", "2"]
+    assert main([*some, "--budget", "256"]) == 0
+    lines = (out / "worth.jsonl").read_text().splitlines()
+    tried = json.loads(lines[1])[1]
+    assert len(lines) == 2 and len({one["sample"] for one in tried}) == 4
+    gains = {has: [min(one["gain"], 1) for one in tried if one["evidence"] is has] for has in (True, False)}
+    assert sum(gains[True]) / len(gains[True]) > 0.5 > 0.2 > sum(gains[False]) / len(gains[False])
+    assert all(one["utility"] >= 0.8 for one in tried if one["gain"] > 2), "the lenses said so"
+    assert (out / "worth.png").read_bytes().startswith(b"\x89PNG")
+    shown = capsys.readouterr().out
+    assert "are ordered rightly" in shown and "Expected gain" in shown
+    (out / "worth.jsonl").write_text("\n".join(lines) + '\n["cut o')
+    assert main([*some, "--budget", "256"]) == 0
+    assert capsys.readouterr().out == shown and (out / "worth.jsonl").read_text().splitlines() == lines
+    assert main([*some, "--budget", "512"]) != 0
+    assert "was measured otherwise" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
+        (["worth", "--tasks", "continuation"], "'continuation' asks nothing"),
         (["run", "--tasks", "nedle"], "no task 'nedle'; there are: needle"),
         (["run", "--methods", "bm52"], "no method 'bm52'; there are: tail"),
         (["run", "--reader", "ftp://x"], "give 'transformers', 'none' or a server's http:// URL"),

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from megacontext_vllm.cli import evaluate
+from megacontext_vllm.cli.worth import add_worth
 from megacontext_vllm.config import MegaContextConfig, default_store
 
 LENGTHS = (4_096, 16_384, 65_536, 262_144, 1_000_000)
@@ -22,6 +23,7 @@ examples:
   megacontext eval report results --plots                       tables and pictures of what is there
   megacontext eval show no_shared_words                         one question, and what each method shows for it
   megacontext eval gists --quick                                what gists are worth to the model
+  megacontext eval worth --split train --plot                   what a block that the lenses choose is worth to it
 """
 
 
@@ -143,6 +145,8 @@ def add_eval_commands(commands: Any, machine: argparse.ArgumentParser) -> None:
     gists.add_argument("--positions", action="store_true", help="also with a gist at its span's centre, not compact")
     gists.add_argument("--quick", action="store_true", help="few windows and layouts, to see whether it works")
     gists.set_defaults(run=evaluate.gists)
+
+    add_worth(actions, [model, served, compute])
 
 
 def _list(numbers: tuple[int, ...]) -> str:

@@ -43,21 +43,21 @@ def run(options: argparse.Namespace) -> int:
     if options.quick:
         for name, value in QUICK.items():
             setattr(options, name, getattr(options, name) or value)
-    tasks = _tasks(options.tasks)
-    chat = _chat(options.model)
+    tasks = tasks_of(options.tasks)
+    chat = chat_of(options.model)
     served = options.reader.startswith("http")
     reader = _reader(options, chat)
-    tools = _tools(chat, reader, options)
+    tools = tools_of(chat, reader, options)
     possible = [
         name
         for name, kind in METHODS.items()
         if (served or not kind.needs_server) and (tools.embedding is not None or not kind.shows_gists)
     ]
     methods = make(options.methods or possible, tools)
-    filler = _filler(options, chat)
+    filler = filler_of(options, chat)
     lengths, budgets = options.lengths or LENGTHS, options.budgets or BUDGETS
     plan = loop.Plan(tasks, lengths, methods, budgets, options.histories or HISTORIES)
-    results = Results(options.out / "results.jsonl", _setting(options, reader))
+    results = Results(options.out / "results.jsonl", setting_of(options, reader))
     with bar("measuring histories") as progress:
         loop.run(plan, filler, chat, reader, results, progress)
     cells = summarise(results.records)
@@ -113,9 +113,9 @@ def show(options: argparse.Namespace) -> int:
     from megacontext_vllm.eval.methods.base import View
     from megacontext_vllm.eval.run import select
 
-    chat = _chat(options.model)
-    (task,) = _tasks([options.task])
-    sample = task.samples(_filler(options, chat), chat, options.length, options.seed)[0]
+    chat = chat_of(options.model)
+    (task,) = tasks_of([options.task])
+    sample = task.samples(filler_of(options, chat), chat, options.length, options.seed)[0]
     prompt = chat.prompt(sample)
     console = out()
     console.print(f"[bold]question[/bold]  {sample.question or '(go on)'}")
@@ -124,7 +124,7 @@ def show(options: argparse.Namespace) -> int:
         text = chat.decode(sample.history.tokens[start:stop])
         console.print(f"[bold]evidence[/bold]  {start:,}–{stop:,} of {len(prompt.history):,}: {text}")
     names = options.methods or [n for n, kind in METHODS.items() if not kind.shows_gists and not kind.needs_server]
-    for method in make(names, _tools(chat, None, options)):
+    for method in make(names, tools_of(chat, None, options)):
         if not method.fits(len(prompt.history), options.budget) or (method.name == "oracle" and not sample.evidence):
             continue
         context = select(method, View(prompt, method.index(prompt.history)), options.budget, sample)
@@ -181,7 +181,7 @@ def _listing(rows: list[dict[str, Any]], as_json: bool) -> int:
     return 0
 
 
-def _tasks(names: Sequence[str] | None) -> list[Any]:
+def tasks_of(names: Sequence[str] | None) -> list[Any]:
     from megacontext_vllm.eval.tasks import TASKS
 
     if unknown := [name for name in names or () if name not in TASKS]:
@@ -189,7 +189,7 @@ def _tasks(names: Sequence[str] | None) -> list[Any]:
     return [TASKS[name] for name in names or TASKS]
 
 
-def _chat(model: Path) -> "ChatFormat":
+def chat_of(model: Path) -> "ChatFormat":
     from transformers import AutoTokenizer
 
     from megacontext_vllm.eval.prompt import ChatFormat
@@ -199,7 +199,7 @@ def _chat(model: Path) -> "ChatFormat":
     return ChatFormat(AutoTokenizer.from_pretrained(str(model)))
 
 
-def _filler(options: argparse.Namespace, chat: "ChatFormat") -> "Filler":
+def filler_of(options: argparse.Namespace, chat: "ChatFormat") -> "Filler":
     from megacontext_vllm.eval.tasks.filler import Filler
 
     return Filler.from_corpus(chat.tokenizer, options.model / "tokenizer.json", split=options.split)
@@ -228,7 +228,7 @@ def _reader(options: argparse.Namespace, chat: "ChatFormat") -> "Reader | None":
     return TransformersReader(options.model, getattr(torch, options.dtype), threads=options.threads)
 
 
-def _tools(chat: "ChatFormat", reader: "Reader | None", options: argparse.Namespace) -> "Tools":
+def tools_of(chat: "ChatFormat", reader: "Reader | None", options: argparse.Namespace) -> "Tools":
     from megacontext_vllm.eval.methods.base import Tools
 
     limit = getattr(reader, "limit", None)
@@ -243,7 +243,7 @@ def _tools(chat: "ChatFormat", reader: "Reader | None", options: argparse.Namesp
     )
 
 
-def _setting(options: argparse.Namespace, reader: "Reader | None") -> dict[str, Any]:
+def setting_of(options: argparse.Namespace, reader: "Reader | None") -> dict[str, Any]:
     """What results must have in common."""
     from megacontext_vllm.corpus import corpus_folder
 

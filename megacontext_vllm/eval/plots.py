@@ -11,6 +11,7 @@ from megacontext_vllm.errors import EvaluationError
 from megacontext_vllm.eval.records import Record
 from megacontext_vllm.eval.report import MEASURES
 from megacontext_vllm.eval.summary import Cell
+from megacontext_vllm.eval.worth import Range
 
 DEPTHS = 8
 _MARKERS = "osD^v<>PX*hd"
@@ -118,6 +119,21 @@ def _heat(records: Iterable[Record], budget: int, folder: Path) -> Path | None:
     figure.set_layout_engine("constrained")
     figure.colorbar(image, ax=axes, shrink=0.8)
     return _save(plt, figure, folder / f"needle-position-budget-{budget}.png")
+
+
+def draw_worth(parts: Sequence[Range], knots: Sequence[tuple[float, float]], folder: Path) -> Path:
+    """What blocks are worth by utility, and the line that is drawn through it."""
+    plt = pyplot()
+    figure, axis = plt.subplots(figsize=(6.4, 4.0))
+    at, gains = [part.utility for part in parts], [part.gain for part in parts]
+    sure = [[part.gain - part.sure[0] for part in parts], [part.sure[1] - part.gain for part in parts]]
+    axis.errorbar(at, gains, yerr=np.nan_to_num(sure), fmt="o", capsize=3, label="mean, 95 % by history")
+    axis.plot([utility for utility, _ in knots], [gain for _, gain in knots], label="isotonic regression")
+    axis.axhline(0, color="grey", lw=0.8, ls=":")
+    axis.set(xlabel="utility", ylabel="nats of the right answer that showing it saves", title="What a block is worth")
+    axis.legend(frameon=False)
+    figure.set_layout_engine("constrained")
+    return _save(plt, figure, folder / "worth.png")
 
 
 def _short(tokens: int) -> str:
