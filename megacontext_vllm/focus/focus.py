@@ -110,7 +110,7 @@ class Focus:
         utility = self._with_meaning(tokens, query, words, found.covered)
         # Where the second look leads need not mean what was asked, but it is worth no more than what it started from.
         worth = min(np.float32(1), utility[found.utility.argmax()]) if len(utility) else np.float32(0)
-        return surround(np.maximum(utility, np.where(led > found.utility, worth * led, 0)), places)
+        return surround(np.maximum(utility, np.where(led > found.utility, worth * led, 0)), places, found.covered)
 
     def _with_meaning(
         self, tokens: npt.NDArray[np.uint32], query: Query, words: npt.NDArray[np.float32], covered: float

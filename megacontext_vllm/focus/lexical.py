@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from megacontext_vllm.focus.neighbours import lend, spread
 from megacontext_vllm.focus.query import Query
-from megacontext_vllm.focus.respelled import find_respelled
+from megacontext_vllm.focus.respelled import find_respelled, half_silent
 from megacontext_vllm.focus.spelling import Spelling
 from megacontext_vllm.focus.stop_words import STOP_WORDS
 from megacontext_vllm.tree.nodes import BLOCK
@@ -82,7 +82,7 @@ class LexicalLens:
         blocks = len(tokens) // BLOCK
         slots, weights, follows = self._slots(query)
         total = np.zeros(blocks, dtype=np.float32)
-        if not len(weights) or not blocks:
+        if not len(query.terms) or not blocks:
             return Found(total, 0.0)
         # Gather over the vocabulary first, so that the history is gathered once: token -> slot of the question or -1.
         slot_of = np.full(int(self._table.max()) + 2, -1, dtype=np.int16)
@@ -92,16 +92,23 @@ class LexicalLens:
         query.blank(hits)
         asked = slot_of_token.take(query.terms, mode="clip")
         other = find_respelled(self.spelling, tokens[: len(hits)], hits, query, asked)
+        names = half_silent(self.spelling, query.terms, asked)
+        named, name = self._places(tokens[: len(hits)], query, sorted(names))
         at = np.flatnonzero(hits >= 0)
-        slot = np.concatenate([hits[at], other.first])
-        block = np.concatenate([at, other.at]) // BLOCK
+        slot = np.concatenate([hits[at], other.first, len(weights) + name])
+        block = np.concatenate([at, other.at, named]) // BLOCK
 
-        whole = 0.0
-        for weight, where in zip(weights, _grouped(slot, block, len(weights)), strict=True):
+        whole, singles = 0.0, len(weights)
+        weights += [float(query.weights[names[key]]) for key in sorted(names)]
+        as_one = np.zeros(blocks, dtype=np.float32)
+        for i, where in enumerate(_grouped(slot, block, len(weights))):
             score, idf = _term_score(where, blocks)
-            total += weight * score
-            whole += weight * idf
+            total += weights[i] * score
+            whole += weights[i] * idf
+            if i >= singles:  # several tokens side by side, as the pairs below
+                as_one += _PAIR * weights[i] * score
         covered = min(1.0, float(total.max()) / whole) if whole else 0.0
+        total += as_one
         # Pairs of slots are numbered too, through a small square table: the same work as for single terms.
         number_of = np.full((len(slots), len(slots)), -1, dtype=np.int16)
         for number, (i, j) in enumerate(follows):
@@ -116,9 +123,21 @@ class LexicalLens:
         for weight, where in zip(follows.values(), _grouped(pair[known], pair_block, len(follows)), strict=True):
             total += _PAIR * weight * _term_score(where, blocks)[0]
 
-        spread = lend(total, tokens, np.union1d(at, other.at) if len(other.at) else at, self.ending)
+        more = np.concatenate([other.at, named])
+        spread = lend(total, tokens, np.union1d(at, more) if len(more) else at, self.ending)
         best = float(spread.max())
         return Found(spread / np.float32(best) if best > 0 else spread, covered)
+
+    def _places(
+        self, tokens: npt.NDArray[np.uint32], query: Query, keys: list[int]
+    ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.int16]]:
+        """Where words begin whose hashes are ``keys``, sorted, and which each is; both of one length."""
+        if not keys:
+            return np.zeros(0, dtype=np.intp), np.zeros(0, dtype=np.int16)
+        which = self.spelling.places(tokens, np.array(keys, dtype=np.uint64))
+        query.blank(which)
+        at = np.flatnonzero(which >= 0)
+        return at, which[at]
 
     def _slots(self, query: Query) -> tuple[npt.NDArray[np.int32], list[float], dict[tuple[int, int], float]]:
         """Distinct terms of the question (int32 [slots]), their weights, and weights of its pairs of slots."""

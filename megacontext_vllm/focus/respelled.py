@@ -1,9 +1,11 @@
-"""Words of the question that the history cuts into other tokens than the question does.
+"""Words of the question that its tokens do not tell: cut into other tokens in the history, or into stop words.
 
 A word at the start of a sentence or in capitals is often cut differently: ``Gl ass blowing``, but ``glass blowing``
-within a line. Where that happens, the word counts as if it were written the question's way.
+within a line. Where that happens, the word counts as if it were written the question's way. And a name may be cut into
+words that say nothing (``Or in``, ``Jon as``): it counts as a whole.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,19 +65,37 @@ def find_respelled(
     return Respelled(places[:, 0], places[:, 1].astype(np.int16), places[:, 2].astype(np.int16))
 
 
+def half_silent(spelling: Spelling, terms: npt.NDArray[np.int64], slots: npt.NDArray[np.int16]) -> dict[int, int]:
+    """Words of the question of which a token is no term: their hash, and the first place among ``terms``."""
+    found: dict[int, int] = {}
+    for key, start, cut in _whole(spelling, terms, slots):
+        if len(cut) > 1 and min(cut) < 0:
+            found.setdefault(key, start)
+    return found
+
+
 def _words(spelling: Spelling, terms: npt.NDArray[np.int64], slots: npt.NDArray[np.int16]) -> dict[int, Slots]:
     """The question's words that have a term, by their hash."""
+    found: dict[int, Slots] = {}
+    for key, _, cut in _whole(spelling, terms, slots):
+        if max(cut) >= 0:
+            found.setdefault(key, cut)
+    return found
+
+
+def _whole(
+    spelling: Spelling, terms: npt.NDArray[np.int64], slots: npt.NDArray[np.int16]
+) -> Iterator[tuple[int, int, Slots]]:
+    """(hash, first place, what its tokens are) of each word of the question that says something."""
     hashes = spelling.words(terms)
     goes_on = np.zeros(len(terms) + 1, dtype=np.bool_)
     joined = spelling.joined(terms)
     goes_on[joined.parts] = True
     goes_on[joined.begin] = False
-    found: dict[int, Slots] = {}
     for start in np.flatnonzero(hashes).tolist():
         stop = start + 1
         while goes_on[stop]:
             stop += 1
-        key, cut = int(hashes[start]), tuple(slots[start:stop].tolist())
-        if key not in _SILENT and max(cut) >= 0:
-            found.setdefault(key, cut)
-    return found
+        key = int(hashes[start])
+        if key not in _SILENT:
+            yield key, start, tuple(slots[start:stop].tolist())

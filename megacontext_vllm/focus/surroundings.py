@@ -12,8 +12,12 @@ from megacontext_vllm.focus.neighbours import apart
 
 _ALL = 0.8  # of the question, in one block, word for word
 _ALIKE, _FEW = 0.8, 3  # places this good beside the best; with more of them, all are asked for
-_REACH = 32  # blocks, on either side
-_NEAR, _FAR = 0.38, 0.2  # of a place's worth: what the first and the last of them are worth, less than what it names
+_RIVAL = 6  # two thirds of the words are then worth less than a tenth
+_REACH = 32  # blocks, on either side; at an end of the history more on the other
+_ALL_OF_IT = 0.95
+_NEAR, _FAR = (0.38, 0.75), (0.2, 0.45)
+"""Of a place's worth, what the first and the last of them are worth: with ``_ALL``, and with ``_ALL_OF_IT``. The former
+is less than what the place names, which may be asked for with what the question still has."""
 
 
 def answering(lexical: npt.NDArray[np.float32], covered: float) -> list[int]:
@@ -27,16 +31,22 @@ def answering(lexical: npt.NDArray[np.float32], covered: float) -> list[int]:
 
 def without_rivals(lexical: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """What has a part of the words only is worth less beside what has all: float32 [blocks], a new array."""
-    return np.where(lexical < _ALIKE, lexical * lexical, lexical)
+    return np.where(lexical < _ALIKE, lexical**_RIVAL, lexical)
 
 
-def surround(utility: npt.NDArray[np.float32], places: list[int]) -> npt.NDArray[np.float32]:
-    """``utility`` float32 [blocks], raised around ``places``, the nearer the more; a new array."""
+def surround(utility: npt.NDArray[np.float32], places: list[int], covered: float) -> npt.NDArray[np.float32]:
+    """``utility`` float32 [blocks], raised around ``places``, the nearer the more; a new array.
+
+    covered: how much of the question the best block has. The more, the more what stands around it is worth.
+    """
     raised = utility.copy()
-    worth = np.linspace(_NEAR, _FAR, _REACH, dtype=np.float32)
+    near, far = (np.interp(covered, (_ALL, _ALL_OF_IT), bounds) for bounds in (_NEAR, _FAR))
     for place in places:
-        around = np.minimum(1, utility[place]) * np.concatenate([worth[::-1], [1], worth])
-        low, high = max(0, place - _REACH), min(len(raised), place + _REACH + 1)
-        part = around[low - place + _REACH : high - place + _REACH]
-        np.maximum(raised[low:high], part, out=raised[low:high])
+        low = max(0, min(place - _REACH, len(raised) - 2 * _REACH - 1))
+        around = np.arange(low, min(low + 2 * _REACH + 1, len(raised)))
+        away = np.abs(around - place)
+        worth = np.interp(away, (1, _REACH), (near, far))
+        worth[away == 0] = 1
+        worth = (min(1.0, float(utility[place])) * worth).astype(np.float32)
+        raised[around] = np.maximum(raised[around], worth)
     return raised

@@ -14,6 +14,7 @@ from megacontext_vllm.tree.nodes import BLOCK
 
 VOCABULARY = [
     *("Gl", "ass", "blowing", " glass", " Glass", "GL", "ASS", "BLOWING", "glass", " fine", "Fine", " (", "(glass"),
+    *(" Or", "in", " or", " Jon", "as", " Ada", " said"),
     *("7", "glass7", "'s", ".", " which", "Wh", "ich", " x-y", "é", " É", "\n", " the", ""),
 ]
 ID = {text: i for i, text in enumerate(VOCABULARY)}
@@ -90,3 +91,24 @@ def test_the_lens_finds_it_like_the_word_as_asked() -> None:
     found = lens.find(tokens, Query(asked, np.ones(3, dtype=np.float32), 0, 0))
     assert found.utility[5] == found.utility[20] == 1 and found.covered > 0.999
     assert 0 < found.utility[30] < 0.5
+
+
+def test_a_name_out_of_words_that_say_nothing_counts_as_a_whole() -> None:
+    lens = LexicalLens(VOCABULARY)
+    filler = [" fine", " which", "\n", "."] * 8
+    parts = [" Or", ".", " said", "in", ".", " Jon", "\n", " or", " glass"]
+
+    def history(*name: str) -> np.ndarray:
+        blocks = [filler, [*name, " said", " glass"], filler, parts, filler]
+        return np.concatenate([ids(*[*texts, *filler][:BLOCK]) for texts in blocks * 3])
+
+    def best(asked: tuple[str, ...], name: tuple[str, ...]) -> tuple[set[int], float]:
+        terms = ids(*asked, " glass").astype(np.int64)
+        found = lens.find(history(*name), Query(terms, np.ones(len(terms), dtype=np.float32), 0, 0))
+        return set(np.flatnonzero(found.utility == 1).tolist()), found.covered
+
+    for name in ((" Or", "in"), (" Jon", "as")):
+        where, covered = best(name, name)
+        assert where == {1, 6, 11} and covered > 0.999, "not where only 'or' or 'glass' stands"
+    assert best((" Or", "in"), (" Ada",))[1] < 0.9 < best((" Ada",), (" Ada",))[1], "a name that is nowhere is missed"
+    assert best((" Or",), (" Or", "in"))[0] >= {1, 3}, "a stop word by itself says nothing"

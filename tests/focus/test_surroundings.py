@@ -38,25 +38,42 @@ def test_rivals_lose_and_keep_their_order() -> None:
     less = without_rivals(utility)
     assert np.array_equal(utility, before) and less.dtype == np.float32
     assert less[:2].tolist() == before[:2].tolist() and (less[2:] <= before[2:]).all()
-    assert less[3] == 0.25 and (np.diff(less) <= 0).all()
+    assert less[3] == 0.5**6 and (np.diff(less) <= 0).all()
 
 
 def test_what_stands_around_comes_before_rivals_and_after_what_is_named() -> None:
-    raised = surround(without_rivals(places(77, others=0.4)), [77])
+    raised = surround(without_rivals(places(77, others=0.4)), [77], 0.8)
     around = raised[78:110]
     assert (np.diff(around) <= 0).all() and around[0] <= 0.4 * 0.95, "what four places name (0.4) comes first"
-    assert around[-1] > 0.4**2 and raised[110] == raised[130], "32 blocks, before any rival"
+    assert around[-1] > 0.4**6 and raised[110] == raised[130], "32 blocks, before any rival"
     assert np.array_equal(raised[45:77], around[::-1]), "to either side"
     assert raised[77] == 1 and raised[44] == 0
+
+
+def test_the_more_of_the_question_is_there_the_more_its_surroundings_count() -> None:
+    less, more, most = (surround(places(77), [77], covered) for covered in (0.8, 0.9, 0.95))
+    around = [*range(45, 77), *range(78, 110)]
+    lone = [block for block in around if block % 10]
+    assert (less[lone] < more[lone]).all() and (more[lone] < most[lone]).all()
+    assert np.array_equal(most, surround(places(77), [77], 1.0)) and most[78] < 1
+    assert most[109] > 0.4, "what only means the like of the rest comes after it"
+
+
+@pytest.mark.parametrize("place", [0, 3, 31, 32, 150, 267, 268, 296, BLOCKS - 1])
+def test_at_an_end_of_the_history_more_is_shown_on_the_other_side(place: int) -> None:
+    raised = surround(places(place, others=0.0), [place], 1.0)
+    around = np.flatnonzero(raised)
+    assert len(around) == 65 and place in around and (np.diff(around) == 1).all()
+    assert surround(places(3)[:20], [3], 1.0).shape == (20,)
 
 
 def test_a_place_of_little_worth_raises_little_and_nothing_is_lowered() -> None:
     utility = places(5, 295, worth=0.5)
     utility[7] = 0.9
     before = utility.copy()
-    raised = surround(utility, [5, 295])
+    raised = surround(utility, [5, 295], 0.8)
     assert np.array_equal(utility, before) and (raised >= utility).all() and raised.shape == (BLOCKS,)
     assert raised[7] == 0.9 and raised[1] == pytest.approx(raised[9]) and raised[1] < 0.5 * 0.38
-    assert np.array_equal(surround(utility, []), utility)
-    double = surround(places(5, worth=1.6), [5])
+    assert np.array_equal(surround(utility, [], 1.0), utility)
+    double = surround(places(5, worth=1.6), [5], 0.8)
     assert double[6] <= 0.38, "what both lenses have found is not worth more around it"
