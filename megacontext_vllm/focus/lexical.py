@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from megacontext_vllm.focus.neighbours import lend, spread
 from megacontext_vllm.focus.query import Query
-from megacontext_vllm.focus.respelled import find_respelled, half_silent
+from megacontext_vllm.focus.respelled import find_respelled, half_silent, name_silent
 from megacontext_vllm.focus.spelling import Spelling
 from megacontext_vllm.focus.stop_words import STOP_WORDS
 from megacontext_vllm.tree.nodes import BLOCK
@@ -69,6 +69,15 @@ class LexicalLens:
     def terms(self, tokens: npt.NDArray[np.uint32]) -> npt.NDArray[np.int32]:
         """Which term each token is, int32 of the same shape: -1 for stop words and what has no letter or digit."""
         return self._table.take(tokens, mode="clip")
+
+    def named_terms(self, tokens: npt.NDArray[np.uint32]) -> npt.NDArray[np.int32]:
+        """The same, but a word of several tokens whose first is -1 has a number where it begins, in these tokens only.
+
+        A name may begin with a word that says nothing: ``Or in``.
+        """
+        terms = self.terms(tokens)
+        name_silent(self.spelling, tokens, terms, int(self._table.max()) + 1)
+        return terms
 
     def score(self, tokens: npt.NDArray[np.uint32], query: Query) -> npt.NDArray[np.float32]:
         """The ``utility`` of ``find``."""

@@ -16,6 +16,7 @@ from megacontext_vllm.focus.spelling import Spelling, word_hash
 from megacontext_vllm.focus.stop_words import STOP_WORDS
 
 _SILENT = frozenset(map(word_hash, STOP_WORDS))
+_SILENT_HASHES = np.array(sorted(_SILENT), dtype=np.uint64)
 Slots = tuple[int, ...]
 """What of the question each token of a word is; -1 for what is no term."""
 
@@ -72,6 +73,19 @@ def half_silent(spelling: Spelling, terms: npt.NDArray[np.int64], slots: npt.NDA
         if len(cut) > 1 and min(cut) < 0:
             found.setdefault(key, start)
     return found
+
+
+def name_silent(
+    spelling: Spelling, tokens: npt.NDArray[np.uint32], terms: npt.NDArray[np.int32], numbered: int
+) -> None:
+    """Give words that begin with a token that says nothing a term of their own, numbered from ``numbered`` on.
+
+    terms: int32 [N], the term of each of ``tokens``, -1 for none; such a word's is written where it begins.
+    """
+    begin, hashes = spelling.several(tokens)
+    at = np.flatnonzero((terms[begin] < 0) & (hashes != 0))
+    at = at[np.isin(hashes[at], _SILENT_HASHES, invert=True)]
+    terms[begin[at]] = numbered + np.unique(hashes[at], return_inverse=True)[1]
 
 
 def _words(spelling: Spelling, terms: npt.NDArray[np.int64], slots: npt.NDArray[np.int16]) -> dict[int, Slots]:

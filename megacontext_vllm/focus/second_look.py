@@ -45,9 +45,10 @@ def look_again(
     clear = apart(utility, _CLEAR, 2)
     if len(clear) != 1 or len(apart(utility, _RIVAL, _RIVALS + 1)) > _RIVALS:
         return utility
-    terms = lens.terms(tokens)
+    # What is asked is read with the history, so that its names have the same numbers.
+    terms, asked = np.split(lens.named_terms(np.concatenate([tokens, query.terms.astype(np.uint32)])), [len(tokens)])
     query.blank(terms)
-    known = set(lens.terms(query.terms.astype(np.uint32)).tolist()) - {-1}
+    known = set(asked.tolist()) - {-1}
     reader = _Reader(tokens, terms, lens)
     seen = np.zeros(len(utility), dtype=np.bool_)
     raised, found, anchors = utility.copy(), clear, known

@@ -74,6 +74,11 @@ class Spelling:
         hashes[joined.begin] = self._plain(joined, tokens)
         return hashes
 
+    def several(self, tokens: npt.NDArray[Any]) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.uint64]]:
+        """Where the words begin that are several of ``tokens`` [N], ascending, and their hashes; 0 with digits."""
+        joined = self.joined(tokens)
+        return joined.begin, self._plain(joined, tokens)
+
     def places(self, tokens: npt.NDArray[Any], keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.int16]:
         """Which of the hashes ``keys`` [≥ 1], sorted, the word has that begins in each of ``tokens``; -1 for none.
 

@@ -12,7 +12,7 @@ from megacontext_vllm.focus.second_look import look_again
 WORDS = [f" word{i}" for i in range(400)]
 NAMES = [f" Name{i}" for i in range(40)]
 VOCABULARY = [*WORDS, *NAMES, " gave", " parcel", " went", " to", " is", " in", " mill", ".", "?", "\n", " Where"]
-VOCABULARY.append(" carter")
+VOCABULARY += [" carter", " Or", "in", "an"]
 ID = {text: i for i, text in enumerate(VOCABULARY)}
 LENS = LexicalLens(VOCABULARY)
 LENGTH = 32 * 200
@@ -34,7 +34,7 @@ def plant(facts: dict[int, str], question: str = " Where is parcel Name0?", seed
 
 
 def words(text: str) -> np.ndarray:
-    parts = text.replace(".", " . ").replace("?", " ? ").split()
+    parts = text.replace(".", " . ").replace("?", " ? ").replace("_", " ").split()
     return np.array([ID.get(part, ID.get(f" {part}", -1)) for part in parts]).astype(np.uint32)
 
 
@@ -114,3 +114,13 @@ def test_nothing_found_nothing_changed() -> None:
 def test_utilities_only_grow_and_stay_in_bounds(facts: dict[int, str], seed: int) -> None:
     first, again = look(facts, seed=seed)
     assert (again >= first).all() and (again <= 1).all()
+
+
+@pytest.mark.parametrize("first", ["Name0", "Or_an"])
+def test_names_that_begin_with_a_stop_word_lead_on(first: str) -> None:
+    facts = {640: f" {first} gave parcel to Or_in", 3200: " Or_in gave to Name2", 5120: " Name2 is in mill"}
+    others = {2000: " Or gave to Name7", 4000: " Or_an went"} if first == "Name0" else {2000: " Or gave to Name7"}
+    first_look, again = look(facts | others, question=f" Where is parcel {first}?")
+    assert first_look[20] == 1 and first_look[100] < 0.5
+    assert again[100] >= 0.75 and again[160] >= 0.75
+    assert again[2000 // 32] < 0.5 and again[4000 // 32] < 0.5, "that is somebody else"
