@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from megacontext_vllm.focus.neighbours import lend, spread
 from megacontext_vllm.focus.query import Query
-from megacontext_vllm.focus.respelled import find_respelled, half_silent, name_silent
+from megacontext_vllm.focus.respelled import find_respelled, half_silent, name_half_silent
 from megacontext_vllm.focus.spelling import Spelling
 from megacontext_vllm.focus.stop_words import STOP_WORDS
 from megacontext_vllm.tree.nodes import BLOCK
@@ -71,12 +71,12 @@ class LexicalLens:
         return self._table.take(tokens, mode="clip")
 
     def named_terms(self, tokens: npt.NDArray[np.uint32]) -> npt.NDArray[np.int32]:
-        """The same, but a word of several tokens whose first is -1 has a number where it begins, in these tokens only.
+        """The same, but a word that is cut into a stop word and more has a term of its own where it begins.
 
-        A name may begin with a word that says nothing: ``Or in``.
+        Its number is of these tokens only. ``Or in`` would not be there, and ``Row an`` be a row.
         """
         terms = self.terms(tokens)
-        name_silent(self.spelling, tokens, terms, int(self._table.max()) + 1)
+        name_half_silent(self.spelling, tokens, terms, int(self._table.max()) + 1)
         return terms
 
     def score(self, tokens: npt.NDArray[np.uint32], query: Query) -> npt.NDArray[np.float32]:

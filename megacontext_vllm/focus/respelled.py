@@ -75,17 +75,21 @@ def half_silent(spelling: Spelling, terms: npt.NDArray[np.int64], slots: npt.NDA
     return found
 
 
-def name_silent(
+def name_half_silent(
     spelling: Spelling, tokens: npt.NDArray[np.uint32], terms: npt.NDArray[np.int32], numbered: int
 ) -> None:
-    """Give words that begin with a token that says nothing a term of their own, numbered from ``numbered`` on.
+    """Give words of which a token is no term a term of their own, numbered from ``numbered`` on.
 
     terms: int32 [N], the term of each of ``tokens``, -1 for none; such a word's is written where it begins.
     """
-    begin, hashes = spelling.several(tokens)
-    at = np.flatnonzero((terms[begin] < 0) & (hashes != 0))
+    joined = spelling.joined(tokens)
+    if not len(joined.begin):
+        return
+    hashes = spelling.plain(joined, tokens)
+    silent = np.minimum.reduceat(terms[joined.parts], np.searchsorted(joined.parts, joined.begin)) < 0
+    at = np.flatnonzero(silent & (hashes != 0))
     at = at[np.isin(hashes[at], _SILENT_HASHES, invert=True)]
-    terms[begin[at]] = numbered + np.unique(hashes[at], return_inverse=True)[1]
+    terms[joined.begin[at]] = numbered + np.unique(hashes[at], return_inverse=True)[1]
 
 
 def _words(spelling: Spelling, terms: npt.NDArray[np.int64], slots: npt.NDArray[np.int16]) -> dict[int, Slots]:

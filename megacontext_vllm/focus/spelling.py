@@ -71,13 +71,8 @@ class Spelling:
         joined = self.joined(tokens)
         hashes = self._by_itself.take(tokens, mode="clip")
         hashes[joined.parts] = 0
-        hashes[joined.begin] = self._plain(joined, tokens)
+        hashes[joined.begin] = self.plain(joined, tokens)
         return hashes
-
-    def several(self, tokens: npt.NDArray[Any]) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.uint64]]:
-        """Where the words begin that are several of ``tokens`` [N], ascending, and their hashes; 0 with digits."""
-        joined = self.joined(tokens)
-        return joined.begin, self._plain(joined, tokens)
 
     def places(self, tokens: npt.NDArray[Any], keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.int16]:
         """Which of the hashes ``keys`` [≥ 1], sorted, the word has that begins in each of ``tokens``; -1 for none.
@@ -92,11 +87,11 @@ class Spelling:
         joined = self.joined(tokens)
         which = number(self._by_itself).take(tokens, mode="clip")
         which[joined.parts] = -1
-        which[joined.begin] = number(self._plain(joined, tokens))
+        which[joined.begin] = number(self.plain(joined, tokens))
         return which
 
-    def _plain(self, joined: Joined, tokens: npt.NDArray[Any]) -> npt.NDArray[np.uint64]:
-        """The hashes of joined words, 0 for those that have more than letters in a token."""
+    def plain(self, joined: Joined, tokens: npt.NDArray[Any]) -> npt.NDArray[np.uint64]:
+        """uint64 ``[words]``: the hashes of the words ``joined`` of ``tokens``, 0 for those with more than letters."""
         if not len(joined.begin):
             return joined.hashes
         plain = self._by_itself.take(tokens[joined.parts], mode="clip") != 0

@@ -12,7 +12,7 @@ from megacontext_vllm.focus.second_look import look_again
 WORDS = [f" word{i}" for i in range(400)]
 NAMES = [f" Name{i}" for i in range(40)]
 VOCABULARY = [*WORDS, *NAMES, " gave", " parcel", " went", " to", " is", " in", " mill", ".", "?", "\n", " Where"]
-VOCABULARY += [" carter", " Or", "in", "an"]
+VOCABULARY += [" carter", " Or", "in", "an", " word"]
 ID = {text: i for i, text in enumerate(VOCABULARY)}
 LENS = LexicalLens(VOCABULARY)
 LENGTH = 32 * 200
@@ -116,11 +116,15 @@ def test_utilities_only_grow_and_stay_in_bounds(facts: dict[int, str], seed: int
     assert (again >= first).all() and (again <= 1).all()
 
 
-@pytest.mark.parametrize("first", ["Name0", "Or_an"])
-def test_names_that_begin_with_a_stop_word_lead_on(first: str) -> None:
-    facts = {640: f" {first} gave parcel to Or_in", 3200: " Or_in gave to Name2", 5120: " Name2 is in mill"}
-    others = {2000: " Or gave to Name7", 4000: " Or_an went"} if first == "Name0" else {2000: " Or gave to Name7"}
-    first_look, again = look(facts | others, question=f" Where is parcel {first}?")
-    assert first_look[20] == 1 and first_look[100] < 0.5
+@pytest.mark.parametrize("other", ["Or_an", "word_an"])
+@pytest.mark.parametrize("name", ["Or_in", "word_in"])
+@pytest.mark.parametrize("asked", ["Name0", "Or_an"])
+def test_names_with_a_stop_word_in_them_lead_on(asked: str, name: str, other: str) -> None:
+    facts = {640: f" {asked} gave parcel to {name}", 3200: f" {name} gave to Name2", 5120: " Name2 is in mill"}
+    others = dict.fromkeys(range(800, 2000, 64), " word gave to")  # what the name's first token is by itself
+    if asked != other:
+        others[4000] = f" {other} went"
+    first, again = look(facts | others, question=f" Where is parcel {asked}?")
+    assert first[20] == 1 and first[100] < 0.5
     assert again[100] >= 0.75 and again[160] >= 0.75
-    assert again[2000 // 32] < 0.5 and again[4000 // 32] < 0.5, "that is somebody else"
+    assert (again[25:63] < 0.5).all() and again[4000 // 32] < 0.5, "that is somebody else"
