@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from megacontext_vllm.focus.neighbours import lend, spread
 from megacontext_vllm.focus.query import Query
-from megacontext_vllm.focus.respelled import find_respelled, half_silent, name_half_silent
+from megacontext_vllm.focus.respelled import find_respelled, half_silent, whole_words
 from megacontext_vllm.focus.spelling import Spelling
 from megacontext_vllm.focus.stop_words import STOP_WORDS
 from megacontext_vllm.tree.nodes import BLOCK
@@ -53,6 +53,9 @@ class LexicalLens:
         self._table = table
         self.spelling = Spelling(vocabulary)
         """How words are written with these tokens."""
+        words = np.where(self._table >= 0, self.spelling.in_one_token, np.uint64(0))
+        known, first = np.unique(words, return_index=True)
+        self._in_one_token = known[known != 0], self._table[first[known != 0]]
         self._capital = np.array([*(text.lstrip()[:1].isupper() for text in vocabulary), False], dtype=np.bool_)
         ends = [text.rstrip(" ").endswith(_ENDS) for text in vocabulary]
         self.ending = np.array([*ends, False], dtype=np.bool_)
@@ -71,12 +74,20 @@ class LexicalLens:
         return self._table.take(tokens, mode="clip")
 
     def named_terms(self, tokens: npt.NDArray[np.uint32]) -> npt.NDArray[np.int32]:
-        """The same, but a word that is cut into a stop word and more has a term of its own where it begins.
+        """The same, but names of several tokens, and words that are cut into stop words, are one term where they begin.
 
-        Its number is of these tokens only. ``Or in`` would not be there, and ``Row an`` be a row.
+        That of the token which has the whole word, or a number of its own, in these tokens only. ``Or in`` would not
+        be there, ``Row an`` be a row, and ``M ira``, at the start of a sentence, not the `` Mira`` of others.
         """
         terms = self.terms(tokens)
-        name_half_silent(self.spelling, tokens, terms, int(self._table.max()) + 1)
+        begin, hashes = whole_words(self.spelling, tokens, terms, self.capitals(tokens))
+        known, numbers = self._in_one_token
+        words, which = np.unique(hashes, return_inverse=True)
+        at = np.minimum(np.searchsorted(known, words), len(known) - 1)
+        number = np.arange(len(words), dtype=np.int32) + (self._table.max() + 1)
+        if len(known):
+            number = np.where(known[at] == words, numbers[at], number)
+        terms[begin] = number[which]
         return terms
 
     def score(self, tokens: npt.NDArray[np.uint32], query: Query) -> npt.NDArray[np.float32]:

@@ -75,21 +75,20 @@ def half_silent(spelling: Spelling, terms: npt.NDArray[np.int64], slots: npt.NDA
     return found
 
 
-def name_half_silent(
-    spelling: Spelling, tokens: npt.NDArray[np.uint32], terms: npt.NDArray[np.int32], numbered: int
-) -> None:
-    """Give words of which a token is no term a term of their own, numbered from ``numbered`` on.
+def whole_words(
+    spelling: Spelling, tokens: npt.NDArray[np.uint32], terms: npt.NDArray[np.int32], capital: npt.NDArray[np.bool_]
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.uint64]]:
+    """Words of several ``tokens`` [N] that their tokens do not tell: where they begin, ascending, and their hashes.
 
-    terms: int32 [N], the term of each of ``tokens``, -1 for none; such a word's is written where it begins.
+    Such as are written like a name (``capital`` bool [N]), since they are cut otherwise where a sentence begins, and
+    those of which a token is no term (-1 in ``terms`` int32 [N]).
     """
     joined = spelling.joined(tokens)
-    if not len(joined.begin):
-        return
     hashes = spelling.plain(joined, tokens)
-    silent = np.minimum.reduceat(terms[joined.parts], np.searchsorted(joined.parts, joined.begin)) < 0
-    at = np.flatnonzero(silent & (hashes != 0))
-    at = at[np.isin(hashes[at], _SILENT_HASHES, invert=True)]
-    terms[joined.begin[at]] = numbered + np.unique(hashes[at], return_inverse=True)[1]
+    heads = np.searchsorted(joined.parts, joined.begin)
+    silent = np.minimum.reduceat(terms[joined.parts], heads) < 0 if len(heads) else np.zeros(0, dtype=np.bool_)
+    told = (hashes == 0) | np.isin(hashes, _SILENT_HASHES) | ~(silent | capital[joined.begin])
+    return joined.begin[~told], hashes[~told]
 
 
 def _words(spelling: Spelling, terms: npt.NDArray[np.int64], slots: npt.NDArray[np.int16]) -> dict[int, Slots]:

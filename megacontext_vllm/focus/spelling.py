@@ -55,7 +55,8 @@ class Spelling:
         self._bytes = np.zeros(size, dtype=np.int64)
         self.alone = np.zeros(size, dtype=np.uint64)
         """uint64 [V + 1]: the hash of the word that a token is by itself, of the last if there are several; else 0."""
-        self._by_itself = np.zeros(size, dtype=np.uint64)  # the same, 0 for tokens of several words or with digits
+        self.in_one_token = np.zeros(size, dtype=np.uint64)
+        """The same, 0 for tokens of several words or with digits."""
         for token, text in enumerate(vocabulary):
             if text:
                 self._goes_on[token], self._open[token] = text[0].isalpha(), text[-1].isalpha()
@@ -64,12 +65,12 @@ class Spelling:
                 self._bytes[token] = len(runs[-1].encode("utf-8", "surrogatepass"))
                 self.alone[token] = word_hash(runs[-1])
                 if sum(map(str.isalnum, text.casefold())) == len(runs[-1]):
-                    self._by_itself[token] = self.alone[token]
+                    self.in_one_token[token] = self.alone[token]
 
     def words(self, tokens: npt.NDArray[Any]) -> npt.NDArray[np.uint64]:
         """The hash of the word that begins in each of ``tokens`` [N]; 0 where none does, or one with digits."""
         joined = self.joined(tokens)
-        hashes = self._by_itself.take(tokens, mode="clip")
+        hashes = self.in_one_token.take(tokens, mode="clip")
         hashes[joined.parts] = 0
         hashes[joined.begin] = self.plain(joined, tokens)
         return hashes
@@ -85,7 +86,7 @@ class Spelling:
             return np.where(keys[at] == hashes, at, -1).astype(np.int16)
 
         joined = self.joined(tokens)
-        which = number(self._by_itself).take(tokens, mode="clip")
+        which = number(self.in_one_token).take(tokens, mode="clip")
         which[joined.parts] = -1
         which[joined.begin] = number(self.plain(joined, tokens))
         return which
@@ -94,7 +95,7 @@ class Spelling:
         """uint64 ``[words]``: the hashes of the words ``joined`` of ``tokens``, 0 for those with more than letters."""
         if not len(joined.begin):
             return joined.hashes
-        plain = self._by_itself.take(tokens[joined.parts], mode="clip") != 0
+        plain = self.in_one_token.take(tokens[joined.parts], mode="clip") != 0
         heads = np.searchsorted(joined.parts, joined.begin)
         return np.where(np.logical_and.reduceat(plain, heads), joined.hashes, np.uint64(0))
 

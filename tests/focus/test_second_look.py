@@ -12,7 +12,7 @@ from megacontext_vllm.focus.second_look import look_again
 WORDS = [f" word{i}" for i in range(400)]
 NAMES = [f" Name{i}" for i in range(40)]
 VOCABULARY = [*WORDS, *NAMES, " gave", " parcel", " went", " to", " is", " in", " mill", ".", "?", "\n", " Where"]
-VOCABULARY += [" carter", " Or", "in", "an", " word"]
+VOCABULARY += [" carter", " Or", "in", "an", " word", " Zelda", "Z", "elda", "Qu", "ill", " Q", "uill", "Q"]
 ID = {text: i for i, text in enumerate(VOCABULARY)}
 LENS = LexicalLens(VOCABULARY)
 LENGTH = 32 * 200
@@ -34,8 +34,12 @@ def plant(facts: dict[int, str], question: str = " Where is parcel Name0?", seed
 
 
 def words(text: str) -> np.ndarray:
-    parts = text.replace(".", " . ").replace("?", " ? ").replace("_", " ").split()
-    return np.array([ID.get(part, ID.get(f" {part}", -1)) for part in parts]).astype(np.uint32)
+    """Tokens of words with a space before them, where there are such; "_" stands between the tokens of one word."""
+    found = []
+    for word in text.replace(".", " . ").replace("?", " ? ").split():
+        first, *rest = word.split("_")
+        found += [ID.get(f" {first}", ID.get(first, -1)), *(ID[part] for part in rest)]
+    return np.array(found).astype(np.uint32)
 
 
 def look(facts: dict[int, str], **given: object) -> tuple[np.ndarray, np.ndarray]:
@@ -128,3 +132,17 @@ def test_names_with_a_stop_word_in_them_lead_on(asked: str, name: str, other: st
     assert first[20] == 1 and first[100] < 0.5
     assert again[100] >= 0.75 and again[160] >= 0.75
     assert (again[25:63] < 0.5).all() and again[4000 // 32] < 0.5, "that is somebody else"
+
+
+@pytest.mark.parametrize(("within", "begins"), [("Zelda", "Z_elda"), ("Q_uill", "Qu_ill")])
+def test_a_name_leads_to_where_it_begins_a_sentence(within: str, begins: str) -> None:
+    """There it has no space before it, and is other tokens."""
+    facts = {
+        640: f" Name0 gave parcel to {within}",
+        3200: f"{begins} is in mill",
+        4800: "Z is in mill",
+        4000: "Q word7",
+    }
+    first, again = look(facts)
+    assert first[100] < 0.5 and again[100] >= 0.75
+    assert again[150] < 0.5 and again[125] < 0.5, "that is only how the name begins"
