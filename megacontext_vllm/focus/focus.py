@@ -20,7 +20,7 @@ from megacontext_vllm.focus.encoder import Encoder, EncoderLens
 from megacontext_vllm.focus.lexical import LexicalLens
 from megacontext_vllm.focus.meaning import MeaningLens
 from megacontext_vllm.focus.query import Decode, Query, find_query
-from megacontext_vllm.focus.second_look import look_again
+from megacontext_vllm.focus.second_look import look_again, look_ahead
 from megacontext_vllm.focus.surroundings import answering, surround, without_rivals
 from megacontext_vllm.focus.vocabulary import special_ids, surface_strings
 from megacontext_vllm.focus.working_context import WorkingContext
@@ -28,6 +28,9 @@ from megacontext_vllm.nets.lensnet import SHIPPED, load
 from megacontext_vllm.tree.nodes import BLOCK
 
 logger = logging.getLogger("vllm.megacontext")
+
+_SAID = 0.5
+"""What the best place for what an answer is saying is worth, beside the best for its question."""
 
 
 @dataclass(frozen=True)
@@ -99,8 +102,15 @@ class Focus:
     def score_again(self, tokens: npt.NDArray[np.uint32], answer: int) -> Scored:
         """The same for a prompt and the ``answer`` > 0 tokens that were said so far, together uint32 [N]."""
         asked = tokens[: len(tokens) - answer]
-        query = find_query(asked, self.special_ids, self.decode).going_on(tokens, answer)
-        return Scored(len(tokens), query, self._utility(tokens, query), answer)
+        query, said = find_query(asked, self.special_ids, self.decode).answered(tokens, answer)
+        # What the question finds stays; beside it comes what the answer has come to speak of, and what that leads to.
+        utility = self._utility(tokens, query)
+        found = self.lens.find(tokens, said)
+        about = np.float32(_SAID) * self._with_meaning(tokens, said, found.utility, found.covered)
+        about = np.maximum(about, look_ahead(tokens, query.terms, said, self.lens))
+        # However little the question finds, the best of it comes before.
+        best = min(np.float32(1), utility.max(initial=0)) or np.float32(1)
+        return Scored(len(tokens), query, np.maximum(utility, best * about), answer)
 
     def _utility(self, tokens: npt.NDArray[np.uint32], query: Query) -> npt.NDArray[np.float32]:
         found = self.lens.find(tokens, query)

@@ -36,7 +36,7 @@ class Query:
     terms, weights  int64 and float32 [terms]: token ids in order of the text, and how much each counts.
     start, end      the asking part of the prompt ``[start, end)``: it must be shown raw, with all that follows it.
     opening         ``[start, stop)`` of an instruction at the beginning whose terms count too; (0, 0) without one.
-    recent          ``[start, stop)`` of the newest tokens of an answer whose terms count too; (0, 0) without one.
+    recent          ``[start, stop)`` of an answer under way, or of its end; (0, 0) without one.
     """
 
     terms: npt.NDArray[np.int64]
@@ -52,18 +52,18 @@ class Query:
         values[slice(*self.opening)] = -1
         values[slice(*self.recent)] = -1
 
-    def going_on(self, tokens: npt.NDArray[np.uint32], answer: int) -> "Query":
-        """The same question while it is being answered: ``tokens`` uint32 [N] end with the ``answer`` > 0 said so far.
+    def answered(self, tokens: npt.NDArray[np.uint32], answer: int) -> tuple["Query", "Query"]:
+        """The question while it is being answered, and what the answer is about now.
 
-        The end of the answer says what it is about now, and counts a little.
+        tokens uint32 [N] end with the ``answer`` > 0 that were said so far. No part of it is evidence for the question;
+        for its own end, whose terms are the second query's, all that was said before is.
         """
-        recent = tokens[-min(answer, _RECENT) :].astype(np.int64)
-        weights = np.full(len(recent), _minor_weight(len(recent), len(self.terms)), dtype=np.float32)
-        return replace(
-            self,
-            terms=np.concatenate([recent, self.terms]),
-            weights=np.concatenate([weights, self.weights]),
-            recent=(len(tokens) - len(recent), len(tokens)),
+        end, recent = len(tokens), tokens[-min(answer, _RECENT) :].astype(np.int64)
+        return (
+            replace(self, recent=(end - answer, end)),
+            replace(
+                self, terms=recent, weights=np.ones(len(recent), dtype=np.float32), recent=(end - len(recent), end)
+            ),
         )
 
 

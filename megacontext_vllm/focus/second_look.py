@@ -8,6 +8,7 @@ a name may stand in more of them, each worth less, for budgets that have room: n
 """
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,10 @@ _WORTH = 0.8  # of a place that one term names, and no other block has; beside 1
 _FOLLOWED = 0.5 * _WORTH  # places at least this useful are read in turn
 _REACH = 32  # tokens of a sentence that are read, to either side of what was found in it
 _OVERHANG = 8  # tokens beyond a block in which a hit still counts as the block's
+
+_NEWEST, _OLDER = 32, 0.7  # tokens at the end of an answer, and what the names before them are worth beside theirs
+_BESIDE = 0.85  # of a place that an answer names
+_AHEAD, _AT_MOST = 1.5, 0.85  # what an answer names is worth more than what a place names, less than what is asked
 
 Terms = tuple[int, ...]
 """One term, or two that stand side by side: a rare word is often several tokens."""
@@ -45,47 +50,104 @@ def look_again(
     clear = apart(utility, _CLEAR, 2)
     if len(clear) != 1 or len(apart(utility, _RIVAL, _RIVALS + 1)) > _RIVALS:
         return utility
-    # What is asked is read with the history, so that its names have the same numbers.
-    terms, asked = np.split(lens.named_terms(np.concatenate([tokens, query.terms.astype(np.uint32)])), [len(tokens)])
-    query.blank(terms)
-    known = set(asked.tolist()) - {-1}
-    reader = _Reader(tokens, terms, lens)
-    seen = np.zeros(len(utility), dtype=np.bool_)
-    raised, found, anchors = utility.copy(), clear, known
-    for _ in range(LOOKS):
-        for block in found:
-            seen[max(0, block - 1) : block + 2] = True
-        named = {term: most for block in found for term, most in reader.named(block, anchors, known)}
-        led, anchors = _places(terms, named, seen)
-        if not anchors:
-            break
-        known = known | {part for term in named for part in term}
-        lent = np.float32(INHERIT) * led
-        np.maximum(raised, spread(led, lent, lent), out=raised)
-        found = apart(led, _FOLLOWED, _RARE)
-    return raised
+    reader = _Reader.of(tokens, query, lens)
+    return reader.follow(utility, clear, reader.asked, reader.asked, LOOKS)
+
+
+def look_ahead(
+    tokens: npt.NDArray[np.uint32], asked: npt.NDArray[np.int64], said: Query, lens: LexicalLens
+) -> npt.NDArray[np.float32]:
+    """Where an answer under way leads by what its end names: float32 [N // 32] in [0, 1].
+
+    asked  int64 [terms], of the question, which lead nowhere new. said: the end of the answer, as of ``answered``.
+
+    As the second look, but what was said is read in place of what was found: "Dara gave it to Mira", says the answer,
+    and has to know next where Mira is spoken of.
+    """
+    reader = _Reader.of(tokens, replace(said, terms=asked), lens)
+    start, stop = said.recent
+    middle = max(start, stop - _NEWEST)
+    nothing = np.zeros(len(tokens) // BLOCK, dtype=np.bool_)
+    newest = dict(reader.named_in_answer(middle, stop))
+    led, anchors = reader.places(newest, nothing)
+    older = {term: most for term, most in reader.named_in_answer(start, middle) if term not in newest}
+    np.maximum(led, np.float32(_OLDER) * reader.places(older, nothing)[0], out=led)
+    led = np.minimum(np.float32(_AHEAD) * led, np.float32(_AT_MOST))
+    # Each name has several places, so these come before what stands beside them.
+    lent = np.float32(_BESIDE) * led
+    known = reader.asked | {part for term in (*newest, *older) for part in term}
+    return reader.follow(spread(led, lent, lent), apart(led, _FOLLOWED, _RARE), anchors, known, LOOKS - 1)
 
 
 class _Reader:
-    """Sentences of the history around what was found. ``terms``: int32 [N], -1 for what is no term."""
+    """Reads sentences of the history, and finds what they name.
 
-    def __init__(self, tokens: npt.NDArray[np.uint32], terms: npt.NDArray[np.int32], lens: LexicalLens) -> None:
-        self._tokens, self._terms, self._lens = tokens, terms, lens
+    terms  int32 [N], what each token is, -1 for what is no term, or part of what asks. said: the same, with what asks.
+    asked  the terms of the question.
+    """
+
+    def __init__(
+        self,
+        tokens: npt.NDArray[np.uint32],
+        terms: npt.NDArray[np.int32],
+        said: npt.NDArray[np.int32],
+        asked: set[int],
+        lens: LexicalLens,
+    ) -> None:
+        self._tokens, self._terms, self._said, self.asked, self._lens = tokens, terms, said, asked, lens
+
+    @staticmethod
+    def of(tokens: npt.NDArray[np.uint32], query: Query, lens: LexicalLens) -> "_Reader":
+        # What is asked is read with the history, so that its names have the same numbers.
+        said, asked = np.split(lens.named_terms(np.concatenate([tokens, query.terms.astype(np.uint32)])), [len(tokens)])
+        terms = said.copy()
+        query.blank(terms)
+        return _Reader(tokens, terms, said, set(asked.tolist()) - {-1}, lens)
+
+    def follow(
+        self, utility: npt.NDArray[np.float32], found: list[int], anchors: set[int], known: set[int], looks: int
+    ) -> npt.NDArray[np.float32]:
+        """``utility`` raised where the blocks ``found`` lead, read where they have ``anchors``, and what these lead to.
+
+        known: terms that lead nowhere new.
+        """
+        seen = np.zeros(len(utility), dtype=np.bool_)
+        raised = utility.copy()
+        for _ in range(looks):
+            for block in found:
+                seen[max(0, block - 1) : block + 2] = True
+            named = {term: most for block in found for term, most in self.named(block, anchors, known)}
+            led, anchors = self.places(named, seen)
+            if not anchors:
+                break
+            known = known | {part for term in named for part in term}
+            lent = np.float32(INHERIT) * led
+            np.maximum(raised, spread(led, lent, lent), out=raised)
+            found = apart(led, _FOLLOWED, _RARE)
+        return raised
 
     def named(self, block: int, anchors: set[int], known: set[int]) -> Iterable[tuple[Terms, int]]:
         """New terms in the sentences of a block that hold one of ``anchors``, and in how many blocks each may stand."""
         low, high = max(0, block * BLOCK - _OVERHANG), min((block + 1) * BLOCK + _OVERHANG, len(self._terms))
         hits = low + np.flatnonzero(np.isin(self._terms[low:high], list(anchors)))
         for start, stop in {self._sentence(hit) for hit in hits.tolist()}:
-            words = self._terms[start:stop].tolist()
-            names = self._lens.capitals(self._tokens[start:stop]).tolist()
-            names[:1] = [False]  # any word is written so where a sentence begins
-            for word, after, name in zip(words, [*words[1:], -1], names, strict=True):
-                if word >= 0 and word not in known:
-                    most = _NAMED if name else _RARE
-                    yield (word,), most
-                    if after >= 0 and after not in known:
-                        yield (word, after), most
+            yield from self._named(self._terms[start:stop], start, known)
+
+    def named_in_answer(self, start: int, stop: int) -> Iterable[tuple[Terms, int]]:
+        """The same of the tokens ``[start, stop)``, which ask: what is new in them beside the question."""
+        return self._named(self._said[start:stop], start, self.asked)
+
+    def _named(self, terms: npt.NDArray[np.int32], start: int, known: set[int]) -> Iterable[tuple[Terms, int]]:
+        words, stop = terms.tolist(), start + len(terms)
+        capitals = self._lens.capitals(self._tokens[start:stop])
+        # Any word is written so where a sentence begins.
+        names = capitals & ~np.append(True, self._lens.ends(self._tokens[start:stop])[:-1])[: len(capitals)]
+        for word, after, name in zip(words, [*words, -1][1:], names.tolist(), strict=True):
+            if word >= 0 and word not in known:
+                most = _NAMED if name else _RARE
+                yield (word,), most
+                if after >= 0 and after not in known:
+                    yield (word, after), most
 
     def _sentence(self, hit: int) -> tuple[int, int]:
         low, high = max(0, hit - _REACH), min(hit + _REACH, len(self._tokens))
@@ -93,40 +155,40 @@ class _Reader:
         before, after = ended[ended < hit], ended[ended >= hit]
         return int(before[-1]) + 1 if len(before) else low, int(after[0]) + 1 if len(after) else high
 
+    def places(
+        self, named: Mapping[Terms, int], seen: npt.NDArray[np.bool_]
+    ) -> tuple[npt.NDArray[np.float32], set[int]]:
+        """Utility [blocks] of where ``named`` terms stand besides the blocks ``seen``, and which of them do.
 
-def _places(
-    terms: npt.NDArray[np.int32], named: Mapping[Terms, int], seen: npt.NDArray[np.bool_]
-) -> tuple[npt.NDArray[np.float32], set[int]]:
-    """Utility [blocks] of where ``named`` terms stand besides the blocks ``seen``, and which of them do.
-
-    named: in how many further blocks each may stand.
-    """
-    utility = np.zeros(len(seen), dtype=np.float32)
-    used: set[int] = set()
-    if not named:
+        named: in how many further blocks each may stand.
+        """
+        terms = self._terms
+        utility = np.zeros(len(seen), dtype=np.float32)
+        used: set[int] = set()
+        if not named:
+            return utility, used
+        numbers = int(self._said.max(initial=-1)) + 2  # the last one is for -1
+        count = np.bincount(terms + 1, minlength=numbers)[1:]
+        # More than this cannot stand in so few blocks; of two that stand side by side, one has to be rare enough.
+        already = int(seen.sum())
+        named = {
+            term: most for term, most in named.items() if min(count[part] for part in term) <= BLOCK * (most + already)
+        }
+        # A pair is looked up by its rarer part.
+        rarer = {term: min(range(len(term)), key=lambda i: (count[term[i]], i)) for term in named}
+        is_named = np.zeros(numbers, dtype=np.bool_)
+        is_named[[term[place] for term, place in rarer.items()]] = True
+        at = np.flatnonzero(is_named[terms])
+        first = terms[at]
+        for term, place in rarer.items():
+            where = at[first == term[place]] - place
+            if len(term) == 2:
+                where = where[(where >= 0) & (where + 1 < len(terms))]
+                where = where[(terms[where] == term[0]) & (terms[where + 1] == term[1])]
+            blocks = np.unique(where // BLOCK)
+            elsewhere = blocks[blocks < len(seen)]
+            elsewhere = elsewhere[~seen[elsewhere]]
+            if 0 < len(elsewhere) <= named[term]:
+                utility[elsewhere] = np.maximum(utility[elsewhere], _WORTH / np.sqrt(np.float32(len(elsewhere))))
+                used |= set(term)
         return utility, used
-    numbers = int(terms.max(initial=-1)) + 2  # the last one is for -1
-    count = np.bincount(terms + 1, minlength=numbers)[1:]
-    # More than this cannot stand in so few blocks; of two that stand side by side, one has to be rare enough.
-    already = int(seen.sum())
-    named = {
-        term: most for term, most in named.items() if min(count[part] for part in term) <= BLOCK * (most + already)
-    }
-    # A pair is looked up by its rarer part.
-    rarer = {term: min(range(len(term)), key=lambda i: (count[term[i]], i)) for term in named}
-    is_named = np.zeros(numbers, dtype=np.bool_)
-    is_named[[term[place] for term, place in rarer.items()]] = True
-    at = np.flatnonzero(is_named[terms])
-    first = terms[at]
-    for term, place in rarer.items():
-        where = at[first == term[place]] - place
-        if len(term) == 2:
-            where = where[(where >= 0) & (where + 1 < len(terms))]
-            where = where[(terms[where] == term[0]) & (terms[where + 1] == term[1])]
-        blocks = np.unique(where // BLOCK)
-        elsewhere = blocks[blocks < len(seen)]
-        elsewhere = elsewhere[~seen[elsewhere]]
-        if 0 < len(elsewhere) <= named[term]:
-            utility[elsewhere] = np.maximum(utility[elsewhere], _WORTH / np.sqrt(np.float32(len(elsewhere))))
-            used |= set(term)
-    return utility, used

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from megacontext_vllm.focus.lexical import LexicalLens
 from megacontext_vllm.focus.query import Query
-from megacontext_vllm.focus.second_look import look_again
+from megacontext_vllm.focus.second_look import look_again, look_ahead
 
 WORDS = [f" word{i}" for i in range(400)]
 NAMES = [f" Name{i}" for i in range(40)]
@@ -146,3 +146,44 @@ def test_a_name_leads_to_where_it_begins_a_sentence(within: str, begins: str) ->
     first, again = look(facts)
     assert first[100] < 0.5 and again[100] >= 0.75
     assert again[150] < 0.5 and again[125] < 0.5, "that is only how the name begins"
+
+
+def ahead(answer: str, facts: dict[int, str], question: str = " Where is parcel Name0?") -> np.ndarray:
+    """Where an answer leads that follows the prompt and has said ``answer`` so far; facts stand in blocks 20 apart."""
+    tokens, query = plant(facts, question)
+    said = words(answer)
+    everything = np.concatenate([tokens, said])
+    asked, about = query.answered(everything, len(said))
+    assert np.array_equal(asked.terms, query.terms) and about.terms.tolist() == said.tolist()[-64:]
+    return look_ahead(everything, asked.terms, about, LENS)
+
+
+def test_an_answer_leads_to_what_it_names_and_one_fact_further() -> None:
+    led = ahead(" parcel went to Name1.", CHAIN)
+    assert led[100] == led[20] > 0.8, "Name1 is also where the answer has it from"
+    assert led[160] >= 0.4, "Name2, whom the next fact names"
+    assert led[99] > 0.5 and led[101] > 0.5, "sentences straddle"
+    assert set(np.flatnonzero(led > 0.3).tolist()) <= {19, 20, 21, 99, 100, 101, 159, 160, 161}
+    assert not ahead(" parcel is in mill.", CHAIN).any(), "nothing new is named"
+    assert not ahead(".", CHAIN).any()
+
+
+def test_what_is_said_last_leads_most() -> None:
+    facts = {640: " Name1 is in mill", 3200: " Name2 is in mill"}
+    filler = " gave parcel to" * 15
+    led = ahead(f" Name1{filler} Name2.", facts)
+    assert led[100] > led[20] > 0.5
+    turned = ahead(f" Name2{filler} Name1.", facts)
+    assert turned[20] > turned[100] > 0.5
+    assert not ahead(f" Name1{filler}{filler} gave.", facts)[20], "too long ago"
+
+
+@given(st.lists(st.integers(0, len(VOCABULARY) + 3), max_size=70), st.integers(1, 40))
+@settings(max_examples=60)
+def test_any_answer_has_bounded_utilities(prompt: list[int], answer: int) -> None:
+    tokens = np.array([*prompt, *range(answer)], dtype=np.uint32) % (len(VOCABULARY) + 2)
+    query = Query(np.array([0, 3], dtype=np.int64), np.ones(2, dtype=np.float32), 0, len(prompt) // 2)
+    asked, said = query.answered(tokens, answer)
+    led = look_ahead(tokens, asked.terms, said, LENS)
+    assert led.dtype == np.float32 and led.shape == (len(tokens) // 32,)
+    assert ((led >= 0) & (led <= 0.85)).all()
