@@ -1,33 +1,22 @@
 """Tokenise only what is new: a client resends its whole history, and most of it was tokenised a moment ago.
 
-Tokenising is the one cost in front of the engine that grows with the history (about 0.2 s per 100,000 tokens). Text is
-cut behind a newline some way before it departs from a known text, tokenised from there, and joined to the known tokens.
-Tokenizers split text by local rules, so a stretch of equal tokens on both sides of the cut shows that the join is what
-tokenising the whole would give; without that stretch the whole is tokenised.
+Tokenising is the one cost in front of the engine that grows with the history. A known text is the first piece of a text
+that begins like it: what is new is tokenised from some way before the departure, and joined as pieces are.
 """
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
-
-# Text -> token ids and the character at which each token starts.
-Tokenize = Callable[[str], tuple[list[int], npt.NDArray[np.int64]]]
+from megacontext_vllm.engine.token_pieces import Encoder, Tokens, tokenise
 
 LONG = 32_768  # characters; shorter texts are tokenised in milliseconds
-GUARD = 2_048  # characters before the departure that are tokenised again
-AGREE = 64  # tokens behind the cut that must come out as they are known
-CUTS_TRIED = 16
 
 
 @dataclass(frozen=True)
 class _Known:
     text: str
-    ids: npt.NDArray[np.int64]
-    starts: npt.NDArray[np.int64]
+    tokens: Tokens
 
 
 class TokenReuse:
@@ -42,18 +31,16 @@ class TokenReuse:
         self._number = 0
         self._lock = threading.Lock()
 
-    def encode(self, namespace: str | None, text: str, tokenize: Tokenize) -> list[int]:
-        """Token ids of ``text``, the same as ``tokenize(text)[0]``."""
+    def tokenise(self, namespace: str | None, text: str, encoder: Encoder) -> list[int]:
+        """Token ids of ``text``, the same as ``encoder.encode([text])[0].ids``."""
         if len(text) < LONG:
-            return tokenize(text)[0]
+            return encoder.encode([text])[0].ids
         key, known, common = self._longest(namespace, text)
-        joined = self._join(known, common, text, tokenize) if known is not None else None
-        if joined is None:
-            ids, starts = tokenize(text)
-            joined = _Known(text, np.array(ids, dtype=np.int64), starts)
+        tokens = tokenise(text, encoder, known.tokens if known is not None else None, common)
         # A text that goes on where the known one ended takes its place; one that departs is kept beside it.
-        self._remember(namespace, joined, replaces=key if known is not None and common == len(known.text) else None)
-        return joined.ids.tolist()
+        replaces = key if known is not None and common == len(known.text) else None
+        self._remember(namespace, _Known(text, tokens), replaces)
+        return tokens.ids.tolist()
 
     def _longest(self, namespace: str | None, text: str) -> tuple[tuple[str | None, int] | None, _Known | None, int]:
         with self._lock:
@@ -65,29 +52,6 @@ class TokenReuse:
                 if common > best[2]:
                     best = (key, known, common)
         return best
-
-    def _join(self, known: _Known, common: int, text: str, tokenize: Tokenize) -> _Known | None:
-        end = common - GUARD
-        for _ in range(CUTS_TRIED):
-            end = text.rfind("\n", 0, end)
-            cut = end + 1
-            if end < 0:
-                return None
-            first = int(np.searchsorted(known.starts, cut))
-            clean = not text[cut].isspace() and first + AGREE < len(known.starts)
-            if clean and known.starts[first] == cut and known.starts[first + AGREE] < common:
-                break
-        else:
-            return None
-        ids, starts = tokenize(text[cut:])
-        new = np.array(ids, dtype=np.int64)
-        if not np.array_equal(new[:AGREE], known.ids[first : first + AGREE]):
-            return None
-        return _Known(
-            text,
-            np.concatenate([known.ids[:first], new]),
-            np.concatenate([known.starts[:first], starts + cut]),
-        )
 
     def _remember(self, namespace: str | None, known: _Known, replaces: tuple[str | None, int] | None) -> None:
         with self._lock:

@@ -1,19 +1,20 @@
 """Text to tokens and back without a cost that grows with the history.
 
-What was tokenised a moment ago is not tokenised again, and an answer is decoded behind the end of its prompt only.
+What was tokenised a moment ago is not tokenised again, what is new is tokenised in pieces on all cores, and an answer
+is decoded behind the end of its prompt only.
 """
 
 import copy
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import tokenizers
 
 from megacontext_vllm.engine.activation import is_active
 from megacontext_vllm.engine.front_end import is_lifted
 from megacontext_vllm.engine.patches import Patch
+from megacontext_vllm.engine.token_pieces import Encoder, Encoding
 from megacontext_vllm.engine.token_reuse import LONG, TokenReuse
 
 # The request's cache_salt, left on its tokenizing parameters; without it no known text is looked at.
@@ -43,6 +44,22 @@ def _wrap_render(original: Callable[..., Any]) -> Callable[..., Any]:
     return render
 
 
+def encoder_of(tokenizer: Any) -> Encoder:
+    """What ``tokenizer``, a fast one of transformers, makes of many texts at a time."""
+
+    def encode(parts: list[str]) -> Sequence[Encoding]:
+        # On the tokenizer's own threads, and without the interpreter's lock; TOKENIZERS_PARALLELISM=false: on this one.
+        return tokenizer(
+            parts,
+            add_special_tokens=False,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,  # or it warns of a text that is longer than the model's context
+        ).encodings
+
+    return Encoder(encode, at_words=not isinstance(tokenizer.backend_tokenizer.model, tokenizers.models.BPE))
+
+
 def _wrap_tokenize_prompt(original: Callable[..., Any]) -> Callable[..., Any]:
     def _tokenize_prompt(self: Any, prompt: Any, params: Any) -> Any:
         text = prompt["prompt"]
@@ -54,13 +71,9 @@ def _wrap_tokenize_prompt(original: Callable[..., Any]) -> Callable[..., Any]:
         if adds or not self._can_produce_offsets():
             return original(self, prompt, params)
 
-        def tokenize(part: str) -> tuple[list[int], Any]:
-            encoding = tokenizer(part, add_special_tokens=False, return_offsets_mapping=True)
-            return encoding["input_ids"], np.array(encoding["offset_mapping"], dtype=np.int64).reshape(-1, 2)[:, 0]
-
         if not hasattr(self, KNOWN_TEXTS):
             setattr(self, KNOWN_TEXTS, TokenReuse())
-        ids = getattr(self, KNOWN_TEXTS).encode(getattr(params, SALT), text, tokenize)
+        ids = getattr(self, KNOWN_TEXTS).tokenise(getattr(params, SALT), text, encoder_of(tokenizer))
         if arguments["truncation"] and len(ids) > arguments["max_length"]:
             return original(self, prompt, params)
         return self._build_tokens_prompt(ids, prompt)
@@ -101,8 +114,8 @@ PATCHES = (
     ),
     Patch(
         target="vllm.renderers.base:BaseRenderer._tokenize_prompt",
-        why="tokenises only what is new of a long text that continues or repeats a known one",
-        until="vLLM caches tokenization by prefix",
+        why="tokenises only what is new of a long text that continues or repeats a known one, and that in pieces",
+        until="vLLM caches tokenization by prefix and tokenises a long text in pieces",
         replace=_wrap_tokenize_prompt,
     ),
 )

@@ -1,4 +1,4 @@
-"""An answer behind a very long prompt decodes to the same text as vLLM's own detokenizer gives."""
+"""A long prompt gives the tokens that vLLM gives, and an answer behind it the text that vLLM's detokenizer gives."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -6,6 +6,8 @@ from types import SimpleNamespace
 import pytest
 from transformers import AutoTokenizer
 from vllm import SamplingParams
+from vllm.renderers.base import BaseRenderer
+from vllm.renderers.params import TokenizeParams
 from vllm.v1.engine.detokenizer import FastIncrementalDetokenizer
 
 from megacontext_vllm.engine import tokenizing
@@ -35,3 +37,43 @@ def test_same_text(model_dir: Path, monkeypatch: pytest.MonkeyPatch, answer: str
     whole = type("Whole", (FastIncrementalDetokenizer,), {"__init__": stock})
     tokens = tokenizer.encode(answer)
     assert decoded(short, tokenizer, prompt, tokens) == decoded(whole, tokenizer, prompt, tokens)
+
+
+class Renderer:
+    """What of vLLM's renderer is looked at."""
+
+    def __init__(self, tokenizer) -> None:
+        self.tokenizer = tokenizer
+
+    def get_tokenizer(self):
+        return self.tokenizer
+
+    def _can_produce_offsets(self) -> bool:
+        return True
+
+    def _wants_offsets(self, prompt, params) -> bool:
+        return False
+
+    def _build_tokens_prompt(self, ids, prompt):
+        return {"prompt_token_ids": ids, **prompt}
+
+
+@pytest.mark.parametrize("max_length", [None, 10**6, 50_000])
+def test_same_tokens(model_dir: Path, text: str, max_length: int | None) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    params = TokenizeParams(max_total_tokens=None, add_special_tokens=False, truncate_prompt_tokens=max_length)
+    asked_stock = []
+
+    def stock(self, prompt, params):
+        asked_stock.append(len(prompt["prompt"]))
+        return BaseRenderer._build_tokens_prompt(
+            tokenizer(prompt["prompt"], **params.get_encode_kwargs())["input_ids"], prompt
+        )
+
+    object.__setattr__(params, tokenizing.SALT, None)
+    renderer, ours = Renderer(tokenizer), tokenizing._wrap_tokenize_prompt(stock)
+    for prompt in (text[:300_000], text[:300_000] + "\n\nWho was it?", "Short."):
+        made = ours(renderer, {"prompt": prompt}, params)
+        assert made == stock(renderer, {"prompt": prompt}, params)
+    # Once by each comparison, and by ours: of the short one, and where the prompt is cut off.
+    assert len(asked_stock) == 3 + 1 + 2 * (max_length == 50_000)
