@@ -17,7 +17,7 @@ import numpy.typing as npt
 from megacontext_vllm.focus.neighbours import lend, spread
 from megacontext_vllm.focus.query import Query
 from megacontext_vllm.focus.respelled import find_respelled
-from megacontext_vllm.focus.spelling import Spelling
+from megacontext_vllm.focus.spelling import Joined, Spelling
 from megacontext_vllm.focus.stop_words import STOP_WORDS
 from megacontext_vllm.tree.nodes import BLOCK
 
@@ -74,10 +74,11 @@ class LexicalLens:
         """The ``utility`` of ``find``."""
         return self.find(tokens, query).utility
 
-    def find(self, tokens: npt.NDArray[np.uint32], query: Query) -> Found:
+    def find(self, tokens: npt.NDArray[np.uint32], query: Query, joined: Joined | None = None) -> Found:
         """Utility of each full block for the question.
 
         tokens   uint32 [N], the history; hits inside the question itself do not count: it would outshine its answers.
+        joined   what ``spelling.joined`` makes of the full blocks of ``tokens``, if that is known.
         """
         blocks = len(tokens) // BLOCK
         slots, weights, follows = self._slots(query)
@@ -91,7 +92,7 @@ class LexicalLens:
         hits = slot_of_token.take(tokens[: blocks * BLOCK], mode="clip")
         query.blank(hits)
         asked = slot_of_token.take(query.terms, mode="clip")
-        other = find_respelled(self.spelling, tokens[: len(hits)], hits, query, asked)
+        other = find_respelled(self.spelling, tokens[: len(hits)], hits, query, asked, joined)
         at = np.flatnonzero(hits >= 0)
         slot = np.concatenate([hits[at], other.first])
         block = np.concatenate([at, other.at]) // BLOCK
