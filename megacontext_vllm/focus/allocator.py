@@ -6,15 +6,17 @@ the budget errors, and the assembly of entries.
 """
 
 from collections.abc import Sequence
+from operator import attrgetter
 
 import numpy as np
 import numpy.typing as npt
 
 from megacontext_vllm.errors import BudgetError
-from megacontext_vllm.focus.frontier import Forest, expand
+from megacontext_vllm.focus.forest import Forest
+from megacontext_vllm.focus.frontier import expand
 from megacontext_vllm.focus.retrieval import retrieve
 from megacontext_vllm.focus.working_context import Entry, Kind, WorkingContext
-from megacontext_vllm.tree.nodes import BLOCK, span
+from megacontext_vllm.tree.nodes import BLOCK
 
 
 def allocate(
@@ -61,14 +63,17 @@ def allocate(
     if gists:
         forest = Forest.over(blocks, first, stop, BLOCK)
         for level, index in sealed:
-            inside = forest.inside[level - 1] if level <= len(forest.inside) else forest.inside[0][:0]
-            if index >= len(inside) or not inside[index]:
+            if level > len(forest.inside) or index not in forest.inside[level - 1]:
                 raise BudgetError(f"the pinned head or tail reaches into sealed node {index} of level {level}")
-        coarsest = sum(int(np.count_nonzero(mask)) for mask in forest.frontier(forest.nothing()))
+        coarsest = sum(map(len, forest.frontier(forest.nothing())))
         _require(spare, coarsest, window, ends, "gists")
-        expanded, recent = expand(forest, plan.wanted, (spare - coarsest) // (BLOCK - 1), sealed)
+        expanded, late = expand(forest, plan.wanted, (spare - coarsest) // (BLOCK - 1), sealed)
         plan.cover(forest.frontier(expanded))
-        shown = ~forest.inside[0] | expanded[0] if forest.inside else recent
+        shown = np.ones(blocks, dtype=np.bool_)
+        shown[first:stop] = False
+        shown[[*expanded[0]] if expanded else []] = True
+        recent = np.zeros(blocks, dtype=np.bool_)
+        recent[[*late]] = True
     else:
         marker = gap_cost if first < stop else 0
         _require(spare, marker, window, ends, "tokens of a gap marker")
@@ -99,6 +104,17 @@ def _require(spare: int, least: int, window: int, ends: int, what: str) -> None:
         )
 
 
+def _best_of_runs(
+    utility: npt.NDArray[np.float32], first: npt.NDArray[np.intp], stop: npt.NDArray[np.intp]
+) -> npt.NDArray[np.float32]:
+    """The best ``utility`` (float32 [blocks]) of each run of blocks [first, stop), both int [n], ascending, apart."""
+    edges = np.stack([first, stop], axis=1).reshape(-1)
+    if len(edges) and edges[-1] == len(utility):
+        edges = edges[:-1]  # the end of the last run goes without saying
+    best: npt.NDArray[np.float32] = np.maximum.reduceat(utility, edges)[::2] if len(edges) else utility[:0]
+    return best
+
+
 class _Plan:
     """Entries under construction; order does not matter until ``finish``."""
 
@@ -116,7 +132,10 @@ class _Plan:
 
     def show(self, shown: npt.NDArray[np.bool_], recent: npt.NDArray[np.bool_]) -> None:
         """Raw entries for the blocks ``shown`` (bool [blocks]) and for the unfinished tail."""
-        for block in np.flatnonzero(shown).tolist():
+        blocks = np.flatnonzero(shown)
+        for block, late, score in zip(
+            blocks.tolist(), recent[blocks].tolist(), self.utility[blocks].tolist(), strict=True
+        ):
             if block < self.first:
                 reason = "head"
             elif block >= self.stop:
@@ -124,33 +143,35 @@ class _Plan:
             elif self.pinned.start <= block < self.pinned.stop:
                 reason = "pinned"
             else:
-                reason = "recent" if recent[block] else "lens"
+                reason = "recent" if late else "lens"
             start = block * BLOCK
-            score = float(self.utility[block])
             self.entries.append(Entry(Kind.RAW, 1, block, start, start + BLOCK, BLOCK, reason, score))
         start = len(shown) * BLOCK
         if start < self.length:
             cost = self.length - start
             self.entries.append(Entry(Kind.RAW, 1, len(shown), start, self.length, cost, "tail", 0.0))
 
-    def cover(self, frontier: list[npt.NDArray[np.bool_]]) -> None:
-        """Gists for the nodes of ``frontier`` (bool [nodes] per level)."""
-        best = self.utility
-        for i, mask in enumerate(frontier):
-            if i:
-                best = best[: len(mask) * BLOCK].reshape(len(mask), BLOCK).max(axis=1)
-            for node in np.flatnonzero(mask).tolist():
-                start, end = span(i + 1, node)
-                self.entries.append(Entry(Kind.GIST, i + 1, node, start, end, 1, "cover", float(best[node])))
+    def cover(self, frontier: list[npt.NDArray[np.intp]]) -> None:
+        """Gists for the nodes of ``frontier`` (int [nodes] per level, ascending)."""
+        for i, nodes in enumerate(frontier):
+            blocks = BLOCK**i
+            width = blocks * BLOCK
+            best = _best_of_runs(self.utility, nodes * blocks, (nodes + 1) * blocks)
+            self.entries += [
+                Entry(Kind.GIST, i + 1, node, node * width, (node + 1) * width, 1, "cover", score)
+                for node, score in zip(nodes.tolist(), best.tolist(), strict=True)
+            ]
 
     def hide(self, shown: npt.NDArray[np.bool_], gap_cost: int) -> None:
         """One gap per run of blocks that are not ``shown`` (bool [blocks])."""
-        edges = np.flatnonzero(np.diff(shown, prepend=True, append=True))
-        for first, stop in edges.reshape(-1, 2).tolist():
-            score = float(self.utility[first:stop].max())
-            self.entries.append(Entry(Kind.GAP, 1, first, first * BLOCK, stop * BLOCK, gap_cost, "gap", score))
+        edges = np.concatenate([[-1], np.flatnonzero(shown), [len(shown)]])
+        after = np.flatnonzero(np.diff(edges) > 1)
+        first, stop = edges[after] + 1, edges[after + 1]
+        best = _best_of_runs(self.utility, first, stop)
+        for start, end, score in zip(first.tolist(), stop.tolist(), best.tolist(), strict=True):
+            self.entries.append(Entry(Kind.GAP, 1, start, start * BLOCK, end * BLOCK, gap_cost, "gap", score))
 
     def finish(self, window: int) -> WorkingContext:
         """The checked Working Context."""
-        self.entries.sort(key=lambda entry: entry.start)
+        self.entries.sort(key=attrgetter("start"))
         return WorkingContext(tuple(self.entries), self.length, window)

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from megacontext_vllm.focus.neighbours import lend, spread
 from megacontext_vllm.focus.query import Query
 from megacontext_vllm.focus.respelled import find_respelled, half_silent, whole_words
-from megacontext_vllm.focus.spelling import Spelling
+from megacontext_vllm.focus.spelling import Joined, Spelling
 from megacontext_vllm.focus.stop_words import STOP_WORDS
 from megacontext_vllm.tree.nodes import BLOCK
 
@@ -94,10 +94,11 @@ class LexicalLens:
         """The ``utility`` of ``find``."""
         return self.find(tokens, query).utility
 
-    def find(self, tokens: npt.NDArray[np.uint32], query: Query) -> Found:
+    def find(self, tokens: npt.NDArray[np.uint32], query: Query, joined: Joined | None = None) -> Found:
         """Utility of each full block for the question.
 
         tokens   uint32 [N], the history; hits inside the question itself do not count: it would outshine its answers.
+        joined   what ``spelling.joined`` makes of the full blocks of ``tokens``, if that is known.
         """
         blocks = len(tokens) // BLOCK
         slots, weights, follows = self._slots(query)
@@ -111,9 +112,9 @@ class LexicalLens:
         hits = slot_of_token.take(tokens[: blocks * BLOCK], mode="clip")
         query.blank(hits)
         asked = slot_of_token.take(query.terms, mode="clip")
-        other = find_respelled(self.spelling, tokens[: len(hits)], hits, query, asked)
+        other = find_respelled(self.spelling, tokens[: len(hits)], hits, query, asked, joined)
         names = half_silent(self.spelling, query.terms, asked)
-        named, name = self._places(tokens[: len(hits)], query, sorted(names))
+        named, name = self._places(tokens[: len(hits)], query, sorted(names), joined)
         at = np.flatnonzero(hits >= 0)
         slot = np.concatenate([hits[at], other.first, len(weights) + name])
         block = np.concatenate([at, other.at, named]) // BLOCK
@@ -149,12 +150,12 @@ class LexicalLens:
         return Found(spread / np.float32(best) if best > 0 else spread, covered)
 
     def _places(
-        self, tokens: npt.NDArray[np.uint32], query: Query, keys: list[int]
+        self, tokens: npt.NDArray[np.uint32], query: Query, keys: list[int], joined: Joined | None
     ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.int16]]:
         """Where words begin whose hashes are ``keys``, sorted, and which each is; both of one length."""
         if not keys:
             return np.zeros(0, dtype=np.intp), np.zeros(0, dtype=np.int16)
-        which = self.spelling.places(tokens, np.array(keys, dtype=np.uint64))
+        which = self.spelling.places(tokens, np.array(keys, dtype=np.uint64), joined)
         query.blank(which)
         at = np.flatnonzero(which >= 0)
         return at, which[at]

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from megacontext_vllm.focus.close_reading import Meant, read_closely
 from megacontext_vllm.focus.neighbours import lend, spread
 from megacontext_vllm.focus.query import Query
-from megacontext_vllm.focus.spelling import Spelling
+from megacontext_vllm.focus.spelling import Joined, Spelling
 from megacontext_vllm.focus.stop_words import STOP_WORDS
 from megacontext_vllm.focus.words import Words
 from megacontext_vllm.nets.lensnet import LensNet
@@ -37,10 +37,13 @@ class MeaningLens:
         self._ends = ends
         self._silent = {row for word in STOP_WORDS if (row := net.rows.get(word)) is not None}
 
-    def score(self, tokens: npt.NDArray[np.uint32], query: Query) -> npt.NDArray[np.float32]:
+    def score(
+        self, tokens: npt.NDArray[np.uint32], query: Query, joined: Joined | None = None
+    ) -> npt.NDArray[np.float32]:
         """Utility of each full block for the question.
 
         tokens   uint32 [N], the history; words of the question itself do not count.
+        joined   what ``Spelling.joined`` makes of the full blocks of ``tokens``, if that is known.
         returns  float32 [N // 32] in [0, 1], the best block 1; all 0 if the question has no word that LensNet knows.
         """
         blocks = len(tokens) // BLOCK
@@ -49,7 +52,7 @@ class MeaningLens:
         if not asked or not blocks:
             return total
         tokens = tokens[: blocks * BLOCK]
-        rows = self._words.rows(tokens)
+        rows = self._words.rows(tokens, joined)
         query.blank(rows)
         at = np.flatnonzero(rows >= 0)
         count = np.bincount(rows[at], minlength=len(self._net.words))
@@ -63,7 +66,7 @@ class MeaningLens:
             return total
         word = rows[at]
         block = at // BLOCK
-        first = np.flatnonzero(np.diff(block, prepend=-1))
+        first = np.flatnonzero(np.append(True, block[1:] != block[:-1]))
         rare = -np.log(np.minimum(common, _EVERYWHERE))
         weights = rare[list(asked)] * np.array(list(asked.values()), dtype=np.float32)
         for gain, weight in zip(gains, weights, strict=True):

@@ -7,6 +7,7 @@ on the places themselves, and on a neighbour only if a sentence goes over to it.
 import numpy as np
 import numpy.typing as npt
 
+from megacontext_vllm.focus.best import least_of_best
 from megacontext_vllm.tree.nodes import BLOCK
 
 INHERIT = 0.95
@@ -53,7 +54,7 @@ def apart(utility: npt.NDArray[np.float32], least: float, most: int) -> list[int
     if len(blocks) > 3 * most:
         # Each place keeps at most two others away, so this many of the best have all that are kept; the rest need no
         # sorting.
-        enough = np.partition(utility[blocks], len(blocks) - 3 * most)[len(blocks) - 3 * most]
+        enough = float(least_of_best(utility[blocks], 3 * most))
         blocks = np.flatnonzero(utility >= max(least, enough))
     kept: list[int] = []
     for block in blocks[np.argsort(-utility[blocks], kind="stable")].tolist():

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megacontext_vllm.focus.query import Query
-from megacontext_vllm.focus.spelling import Spelling, word_hash
+from megacontext_vllm.focus.spelling import Joined, Spelling, word_hash
 from megacontext_vllm.focus.stop_words import STOP_WORDS
 
 _SILENT = frozenset(map(word_hash, STOP_WORDS))
@@ -41,13 +41,17 @@ def find_respelled(
     hits: npt.NDArray[np.int16],
     query: Query,
     slots: npt.NDArray[np.int16],
+    joined: Joined | None = None,
 ) -> Respelled:
-    """``hits``: int16 [N], the slot of each of ``tokens``, -1 for none; ``slots``: int16 [terms], of what is asked."""
+    """``hits``: int16 [N], the slot of each of ``tokens``, -1 for none; ``slots``: int16 [terms], of what is asked.
+
+    joined  what ``spelling.joined`` makes of ``tokens``, if that is known.
+    """
     words = _words(spelling, query.terms, slots)
     if not words:
         return Respelled(np.zeros(0, dtype=np.intp), *np.zeros((2, 0), dtype=np.int16))
     keys = np.array(sorted(words), dtype=np.uint64)
-    which = spelling.places(tokens, keys)
+    which = spelling.places(tokens, keys, joined)
     query.blank(which)
     at = np.flatnonzero(which >= 0)
     word = which[at]
@@ -85,8 +89,9 @@ def whole_words(
     """
     joined = spelling.joined(tokens)
     hashes = spelling.plain(joined, tokens)
-    heads = np.searchsorted(joined.parts, joined.begin)
-    silent = np.minimum.reduceat(terms[joined.parts], heads) < 0 if len(heads) else np.zeros(0, dtype=np.bool_)
+    if not len(joined.begin):
+        return joined.begin, hashes
+    silent = np.minimum.reduceat(terms[joined.parts], joined.heads) < 0
     told = (hashes == 0) | np.isin(hashes, _SILENT_HASHES) | ~(silent | capital[joined.begin])
     return joined.begin[~told], hashes[~told]
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 import numpy.typing as npt
 
+from megacontext_vllm.focus.best import least_of_best
 from megacontext_vllm.tree.nodes import BLOCK
 
 
@@ -50,14 +51,13 @@ def _at_most(budget: int, gap_cost: int, blocks: int) -> int:
 def _best(utility: npt.NDArray[np.float32], first: int, stop: int, count: int) -> list[int]:
     """The ``count`` blocks of ``[first, stop)`` of most utility, best first, ties: the lower index; none <= 0."""
     middle = utility[first:stop]
-    if count < len(middle):
-        # Sorting all of a hundred million tokens' blocks takes ten times as long as finding where the best end.
-        least = np.partition(middle, len(middle) - count)[len(middle) - count]
-        blocks = first + np.flatnonzero(middle >= max(least, np.float32(0)))
+    least = least_of_best(middle, count) if count < len(middle) else np.float32(0)
+    if least > 0:
+        better, equal = np.flatnonzero(middle > least), np.flatnonzero(middle == least)
     else:
-        blocks = np.arange(first, stop)
-    blocks = blocks[utility[blocks] > 0]
-    best: list[int] = blocks[np.argsort(-utility[blocks], kind="stable")][:count].tolist()
+        better, equal = np.flatnonzero(middle > 0), np.zeros(0, dtype=np.intp)
+    order = np.argsort(-middle[better], kind="stable")
+    best: list[int] = (first + np.concatenate([better[order], equal])[:count]).tolist()
     return best
 
 

@@ -36,10 +36,12 @@ class Joined:
     """The words of a text that are several tokens.
 
     parts   intp ``[parts]``, ascending: all tokens of such words.
+    heads   intp ``[words]``, ascending: which of ``parts`` begin one.
     begin   intp ``[words]``, ascending: where they begin. hashes: uint64 ``[words]``, 0 for what is too long.
     """
 
     parts: npt.NDArray[np.intp]
+    heads: npt.NDArray[np.intp]
     begin: npt.NDArray[np.intp]
     hashes: npt.NDArray[np.uint64]
 
@@ -75,8 +77,12 @@ class Spelling:
         hashes[joined.begin] = self.plain(joined, tokens)
         return hashes
 
-    def places(self, tokens: npt.NDArray[Any], keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.int16]:
+    def places(
+        self, tokens: npt.NDArray[Any], keys: npt.NDArray[np.uint64], joined: Joined | None = None
+    ) -> npt.NDArray[np.int16]:
         """Which of the hashes ``keys`` [≥ 1], sorted, the word has that begins in each of ``tokens``; -1 for none.
+
+        joined  what ``joined`` makes of ``tokens``, if that is known.
 
         The same as to look ``words`` up, for a history: what is looked up is the vocabulary and the joined words.
         """
@@ -85,7 +91,7 @@ class Spelling:
             at = np.minimum(np.searchsorted(keys, hashes), len(keys) - 1)
             return np.where(keys[at] == hashes, at, -1).astype(np.int16)
 
-        joined = self.joined(tokens)
+        joined = joined or self.joined(tokens)
         which = number(self.in_one_token).take(tokens, mode="clip")
         which[joined.parts] = -1
         which[joined.begin] = number(self.plain(joined, tokens))
@@ -96,8 +102,7 @@ class Spelling:
         if not len(joined.begin):
             return joined.hashes
         plain = self.in_one_token.take(tokens[joined.parts], mode="clip") != 0
-        heads = np.searchsorted(joined.parts, joined.begin)
-        return np.where(np.logical_and.reduceat(plain, heads), joined.hashes, np.uint64(0))
+        return np.where(np.logical_and.reduceat(plain, joined.heads), joined.hashes, np.uint64(0))
 
     def joined(self, tokens: npt.NDArray[Any]) -> Joined:
         """The words of ``tokens``, integers [N], that are more than one of them."""
@@ -105,7 +110,7 @@ class Spelling:
         goes_on[1:-1] = self._goes_on.take(tokens[1:], mode="clip") & self._open.take(tokens[:-1], mode="clip")
         parts = np.flatnonzero(goes_on[:-1] | goes_on[1:])
         if not len(parts):
-            return Joined(parts, parts, np.zeros(0, dtype=np.uint64))
+            return Joined(parts, parts, parts, np.zeros(0, dtype=np.uint64))
         heads = np.flatnonzero(~goes_on[parts])
         part = tokens[parts]
         width = self._bytes.take(part, mode="clip")
@@ -114,4 +119,4 @@ class Spelling:
         shift = _POWERS[np.minimum(offset, LONGEST)]
         hashes = np.add.reduceat(self.alone.take(part, mode="clip") * shift, heads)
         hashes[np.add.reduceat(width, heads) > LONGEST] = 0
-        return Joined(parts, parts[heads], hashes)
+        return Joined(parts, heads, parts[heads], hashes)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from megacontext_vllm.focus.spelling import Spelling, word_hash
+from megacontext_vllm.focus.spelling import Joined, Spelling, word_hash
 
 
 class Words:
@@ -19,13 +19,14 @@ class Words:
         self._rows = np.array([known[key] for key in self._hashes.tolist()], dtype=np.int32)
         self._alone = self._look_up(spelling.alone)
 
-    def rows(self, tokens: npt.NDArray[np.uint32]) -> npt.NDArray[np.int32]:
+    def rows(self, tokens: npt.NDArray[np.uint32], joined: Joined | None = None) -> npt.NDArray[np.int32]:
         """The row of the word that begins in each token, int32 of the shape ``[N]`` of ``tokens``; -1 where none does.
 
         A token that holds several words (rare, but for code) stands for the last of them.
+        ``joined``: what ``Spelling.joined`` makes of ``tokens``, if that is known.
         """
         found = self._alone.take(tokens, mode="clip")
-        joined = self._spelling.joined(tokens)
+        joined = joined or self._spelling.joined(tokens)
         found[joined.parts] = -1
         found[joined.begin] = self._look_up(joined.hashes)
         return found

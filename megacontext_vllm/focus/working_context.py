@@ -8,7 +8,7 @@ which prefills it; they are checked on construction, so a Working Context that e
 from dataclasses import dataclass
 from enum import Enum, auto
 
-from megacontext_vllm.tree.nodes import BLOCK, num_nodes, span
+from megacontext_vllm.tree.nodes import BLOCK, span
 
 
 class Kind(Enum):
@@ -67,9 +67,9 @@ class WorkingContext:
         for entry in self.entries:
             assert entry.start == position < entry.end, f"contiguity: {entry} should start at {position}"
             if entry.kind is Kind.GIST:
-                assert (entry.start, entry.end) == span(entry.level, entry.index), f"alignment: {entry}"
                 assert entry.level >= 1, f"a gist stands for at least a block: {entry}"
-                assert entry.index < num_nodes(self.length, entry.level), f"no such node: {entry}"
+                assert (entry.start, entry.end) == span(entry.level, entry.index), f"alignment: {entry}"
+                assert entry.end <= self.length, f"no such node: {entry}"
                 assert entry.cost == 1, f"a gist costs 1: {entry}"
             else:
                 assert (entry.level, entry.start) == (1, entry.index * BLOCK), f"alignment: {entry}"

@@ -13,6 +13,8 @@ from megacontext_vllm.config import MegaContextConfig
 from megacontext_vllm.errors import BudgetError
 from megacontext_vllm.focus.focus import Focus
 from megacontext_vllm.focus.lexical import LexicalLens
+from megacontext_vllm.focus.query import find_query
+from megacontext_vllm.focus.spelling import Joined, Spelling
 from megacontext_vllm.focus.vocabulary import special_ids, surface_strings
 from megacontext_vllm.focus.working_context import Kind
 
@@ -161,3 +163,48 @@ def test_one_place_that_has_it_all_is_shown_with_what_stands_around_it(focus: Fo
     right = at[17]
     assert shown[right - 25 * 32 : right + 25 * 32].all()
     assert sum(bool(shown[place]) for place in at.tolist()) <= 8
+
+
+class Pieces(Tokenizer):
+    """Words of several tokens. ``<s>`` is the last."""
+
+    PIECES = (" glass", "blow", "ing", " Gl", "ass", " ship", "s", " sail", "or", ".", " the", " boat", "[", "]", "<s>")
+    all_special_ids = (14,)
+
+    @property
+    def added_tokens_decoder(self) -> dict[int, SimpleNamespace]:
+        return {}
+
+    def get_vocab(self) -> dict[str, int]:
+        return {text: i for i, text in enumerate(self.PIECES)}
+
+    def decode(self, ids: list[int]) -> str:
+        return "".join(self.PIECES[i] for i in ids)
+
+    def encode(self, text: str, add_special_tokens: bool) -> list[int]:
+        return [12, 13]
+
+
+def test_both_lenses_use_the_words_that_are_joined_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    focus = Focus.of(Pieces(), MegaContextConfig(gap_marker="[]"))
+    assert focus.meaning is not None
+    tokens = np.random.default_rng(3).integers(0, 12, 100 * 32 + 7).astype(np.uint32)
+    tokens[-9:] = [14, 10, 0, 1, 2, 5, 6, 10, 7]
+    query = find_query(tokens, focus.special_ids, focus.decode)
+    joined = focus.lens.spelling.joined(tokens[: 100 * 32])
+    found, alone = focus.lens.find(tokens, query, joined), focus.lens.find(tokens, query)
+    assert len(joined.begin) and alone.utility.any() and np.array_equal(found.utility, alone.utility)
+    assert found.covered == alone.covered
+    meant = focus.meaning.score(tokens, query)
+    assert meant.any() and np.array_equal(focus.meaning.score(tokens, query, joined), meant)
+
+    lengths = []
+    join = Spelling.joined
+
+    def counted(self: Spelling, tokens: np.ndarray) -> Joined:
+        lengths.append(len(tokens))
+        return join(self, tokens)
+
+    monkeypatch.setattr(Spelling, "joined", counted)
+    focus.score(tokens)
+    assert [length for length in lengths if length > 100] == [100 * 32], "of the history, once"
