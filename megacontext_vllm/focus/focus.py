@@ -30,7 +30,7 @@ from megacontext_vllm.tree.nodes import BLOCK
 
 logger = logging.getLogger("vllm.megacontext")
 
-_SAID = 0.5
+_SAID = 0.97
 """What the best place for what an answer is saying is worth, beside the best for its question."""
 
 
