@@ -108,7 +108,8 @@ class Focus:
         joined = self._joined(tokens)
         utility = self._utility(tokens, query, joined)
         found = self.lens.find(tokens, said, joined)
-        about = np.float32(_SAID) * self._with_meaning(tokens, said, joined, found.utility, found.covered)
+        meant = self._meant(tokens, said, joined, found.utility)  # an encoder reads for the question only
+        about = np.float32(_SAID) * blend(found.utility, meant, found.covered)
         about = np.maximum(about, look_ahead(tokens, query.terms, said, self.lens))
         # However little the question finds, the best of it comes before.
         best = min(np.float32(1), utility.max(initial=0)) or np.float32(1)
@@ -123,29 +124,33 @@ class Focus:
         led = look_again(tokens, query, found.utility, self.lens)
         places = answering(found.utility, found.covered)
         words = without_rivals(found.utility) if places else found.utility
-        utility = self._with_meaning(tokens, query, joined, words, found.covered)
+        meant = self._read(tokens, query, self._meant(tokens, query, joined, words), words)
+        utility = blend(words, meant, found.covered)
         # Where the second look leads need not mean what was asked, but it is worth no more than what it started from.
         worth = min(np.float32(1), utility[found.utility.argmax()]) if len(utility) else np.float32(0)
         return surround(np.maximum(utility, np.where(led > found.utility, worth * led, 0)), places, found.covered)
 
-    def _with_meaning(
+    def _meant(
+        self, tokens: npt.NDArray[np.uint32], query: Query, joined: Joined, words: npt.NDArray[np.float32]
+    ) -> npt.NDArray[np.float32]:
+        """What blocks mean of ``query``, of the shape of ``words``, which is what they have of it word for word."""
+        return np.zeros_like(words) if self.meaning is None else self.meaning.score(tokens, query, joined)
+
+    def _read(
         self,
         tokens: npt.NDArray[np.uint32],
         query: Query,
-        joined: Joined,
+        meant: npt.NDArray[np.float32],
         words: npt.NDArray[np.float32],
-        covered: float,
     ) -> npt.NDArray[np.float32]:
-        """The utility that all lenses together give, ``words`` being what the lexical one does."""
-        if self.meaning is None and self.encoder is None:
-            return words
-        meant = np.zeros_like(words) if self.meaning is None else self.meaning.score(tokens, query, joined)
-        if self.encoder is not None:
-            try:
-                meant = self.encoder.judge(tokens, query, meant, words)
-            except RuntimeError as error:  # torch's, as when a GPU has no memory left: nobody goes without an answer
-                logger.warning("MegaContext: the sentence encoder did not read this request: %s", error)
-        return blend(words, meant, covered)
+        """``meant``, as the encoder sees it, if there is one."""
+        if self.encoder is None:
+            return meant
+        try:
+            return self.encoder.judge(tokens, query, meant, words)
+        except RuntimeError as error:  # torch's, as when a GPU has no memory left: nobody goes without an answer
+            logger.warning("MegaContext: the sentence encoder did not read this request: %s", error)
+            return meant
 
     def allocate(
         self, scored: Scored, window: int, *, gists: bool, sealed: Sequence[tuple[int, int]] = ()

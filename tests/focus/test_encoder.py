@@ -201,3 +201,20 @@ def test_an_encoder_that_fails_is_done_without(
     monkeypatch.setattr(SentenceEncoder, "documents", fails)
     assert np.array_equal(focus.score(tokens).utility, without.utility)
     assert "CUDA out of memory" in caplog.text
+
+
+def test_while_it_is_answered_the_question_is_read_for_once(
+    model_dir: Path, encoder: Counting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the answer is about comes without the encoder: on a CPU it takes a second."""
+    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    focus = Focus.of(tokenizer, MegaContextConfig(), encoder)
+    tokens = np.array(tokenizer.encode(" ".join(PROSE * 50 + [FACT] + PROSE * 50) + "\n\n" + QUESTION), dtype=np.uint32)
+    answer = np.array(tokenizer.encode(" Most of the agenda was about the roads."), dtype=np.uint32)
+    asked: list[str] = []
+    question = encoder.question
+    monkeypatch.setattr(encoder, "question", lambda text: (asked.append(text), question(text))[1])
+    before = focus.score(tokens).utility
+    again = focus.score_again(np.concatenate([tokens, answer]), len(answer)).utility
+    assert len(asked) == 2 and asked[0] == asked[1] and "agenda" not in asked[1]
+    assert (again[: len(before)] >= before).all(), "what the question found stays"
