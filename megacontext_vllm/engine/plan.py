@@ -14,6 +14,7 @@ import numpy.typing as npt
 from megacontext_vllm.engine.content_ids import content_id
 from megacontext_vllm.engine.notes import note_plan
 from megacontext_vllm.errors import CorruptTreeError, StoreError
+from megacontext_vllm.focus.calibration import expected_gain
 from megacontext_vllm.focus.focus import Focus
 from megacontext_vllm.focus.working_context import Entry, Kind, WorkingContext
 from megacontext_vllm.tree.gists import give_up_gists
@@ -185,6 +186,8 @@ class Planner:
             described["sealed"] = gone[0].kind
         if entry.kind is Kind.RAW:
             described["text"] = self.focus.decode(tokens[entry.start : entry.end].tolist())
+            if entry.reason == "lens" and self.focus.calibrated:
+                described["expected_gain"] = round(expected_gain(entry.score), 3)
         return described
 
 

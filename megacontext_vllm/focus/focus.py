@@ -95,6 +95,11 @@ class Focus:
             encoder=None if encoder is None else EncoderLens(encoder, decode, lexical.ending),
         )
 
+    @property
+    def calibrated(self) -> bool:
+        """Whether ``calibration.expected_gain`` was measured with these lenses."""
+        return self.meaning is not None and self.encoder is None
+
     def score(self, tokens: npt.NDArray[np.uint32]) -> Scored:
         """What a whole prompt (uint32 [N], with the template's special tokens) asks, and where it may be answered."""
         query = find_query(tokens, self.special_ids, self.decode)

@@ -72,6 +72,8 @@ def test_ten_questions_have_their_answers_shown_raw(client: OpenAI, address: str
         assert trace["working_context"] <= WINDOW
         assert trace["history_tokens"] == response.usage.prompt_tokens
         found.append(item["answer"] in shown_text(trace))
+        gains = [entry["expected_gain"] for entry in trace["entries"] if entry["reason"] == "lens"]
+        assert gains and -1 <= min(gains) < 0.1 < max(gains) <= 1, "some of it is worth showing, the rest fills up"
     print(f"{sum(found)} of {len(found)} answers shown raw")
     assert sum(found) >= 8, [item["question"] for item, hit in zip(QUESTIONS, found, strict=True) if not hit]
 

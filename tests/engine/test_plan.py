@@ -84,6 +84,7 @@ def test_hidden_spans_are_gap_markers(planner: Planner) -> None:
         rebuilt += tokens[entry.start : entry.end] if entry.kind is Kind.RAW else GAP
     assert made.prompt == made.worker_prompt == rebuilt
     assert made.described is not None and len(made.described) == len(made.context.entries)
+    assert not any("expected_gain" in entry for entry in made.described), "of other lenses than these it is known"
 
 
 def test_a_failing_plan_lets_its_tree_go(planner: Planner, monkeypatch: pytest.MonkeyPatch) -> None:
