@@ -1,8 +1,8 @@
 """What a utility is worth: the nats of the right answer that showing a block saves, as measured with a real reader.
 
-Utilities order blocks and say no more. How much the reader gains by a block was tried block by block on questions of the
-training split (``megacontext eval worth``), and isotonic regression makes a rising curve of it. It says what the order
-cannot: below about 0.8 it makes no difference to a small reader which blocks fill the budget.
+Utilities order blocks and say no more. How much the reader gains by a block was tried block by block on questions of
+the training split (``megacontext eval worth``), and isotonic regression makes a rising curve of it. It says what the
+order cannot: below about 0.8 it makes no difference to a small reader which blocks fill the budget.
 """
 
 import numpy as np
