@@ -26,6 +26,8 @@ if TYPE_CHECKING:  # torch: seconds, and pictures of results do without it
 
 EDGES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0, np.inf)
 """Of the utilities that are told apart; of a question, one block of each range is tried."""
+LEAST = 20
+"""Blocks of a knot of the calibration."""
 DIFFERENT = 0.1
 """Nats by which two blocks of a question differ if one of them is called better."""
 
@@ -166,17 +168,19 @@ def ordered(tried: Sequence[Tried]) -> tuple[float, int]:
 def calibrate(tried: Sequence[Tried]) -> list[tuple[float, float]]:
     """Knots (utility, expected gain in nats within [-1, 1]), both rising; lines between them: ``focus.calibration``.
 
-    Isotonic regression by pooling adjacent violators (Ayer et al. 1955), one knot per pool.
+    Isotonic regression by pooling adjacent violators (Ayer et al. 1955), one knot per pool. Pools of less than ``LEAST``
+    blocks are put together, since each says little.
     """
     from scipy.optimize import isotonic_regression
 
     order = sorted(tried, key=lambda one: one.utility)
     fitted = isotonic_regression(_bounded(order)).x
-    knots: list[tuple[float, float]] = []
-    for value in np.unique(fitted):
-        at = np.mean([one.utility for one, fit in zip(order, fitted, strict=True) if fit == value])
-        knots.append((round(float(at), 4), round(float(value), 4)))
-    return knots
+    pools = [np.flatnonzero(fitted == value) for value in np.unique(fitted)]
+    for i in reversed(range(1, len(pools))):
+        if min(len(pools[i]), len(pools[i - 1])) < LEAST:
+            pools[i - 1 : i + 1] = [np.concatenate(pools[i - 1 : i + 1])]
+    utilities = np.array([one.utility for one in order])
+    return [(round(float(utilities[pool].mean()), 4), round(float(fitted[pool].mean()), 4)) for pool in pools]
 
 
 def _bounded(tried: Sequence[Tried]) -> npt.NDArray[np.float64]:

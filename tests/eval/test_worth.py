@@ -36,3 +36,5 @@ def test_calibration_rises_whatever_was_measured() -> None:
     for at in (0.25, 0.5, 0.75):
         assert np.interp(at, utilities, gains) == pytest.approx(at**2, abs=0.12)
     assert calibrate([tried(0.1, 0.2), tried(0.9, -0.2)]) == [(0.5, 0.0)], "against the order: one value for both"
+    few = [tried(0.1, -0.5)] * 3 + [tried(0.5, 0.0)] * 30 + [tried(0.9, 0.5)] * 25
+    assert calibrate(few) == [(pytest.approx(0.4636, abs=1e-4), pytest.approx(-0.0455, abs=1e-4)), (0.9, 0.5)]
