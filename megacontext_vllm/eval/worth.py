@@ -168,8 +168,8 @@ def ordered(tried: Sequence[Tried]) -> tuple[float, int]:
 def calibrate(tried: Sequence[Tried]) -> list[tuple[float, float]]:
     """Knots (utility, expected gain in nats within [-1, 1]), both rising; lines between them: ``focus.calibration``.
 
-    Isotonic regression by pooling adjacent violators (Ayer et al. 1955), one knot per pool. Pools of less than ``LEAST``
-    blocks are put together, since each says little.
+    Isotonic regression by pooling adjacent violators (Ayer et al. 1955), one knot per pool. Pools of less than
+    ``LEAST`` blocks are put together, since each says little.
     """
     from scipy.optimize import isotonic_regression
 
