@@ -24,6 +24,6 @@ def shown(tools: Tools, filler: Filler, chat: ChatFormat) -> float:
 def test_the_second_look_finds_what_the_first_one_named(
     tools: Tools, filler: Filler, chat: ChatFormat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert shown(tools, filler, chat) >= 0.8
+    assert shown(tools, filler, chat) >= 0.95
     monkeypatch.setattr(module, "look_again", lambda tokens, query, utility, lens: utility)
     assert shown(tools, filler, chat) < 0.5
