@@ -30,8 +30,9 @@ from megacontext_vllm.tree.nodes import BLOCK
 
 logger = logging.getLogger("vllm.megacontext")
 
-_SAID = 0.97
-"""What the best place for what an answer is saying is worth, beside the best for its question."""
+_SAID, _SPOKEN = 0.97, 0.25
+"""What the best place for what an answer is saying is worth, beside the best for its question, if it has so much of it;
+less, the less it has: some place is always the best."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,8 @@ class Focus:
         utility = self._utility(tokens, query, joined)
         found = self.lens.find(tokens, said, joined)
         meant = self._meant(tokens, said, joined, found.utility)  # an encoder reads for the question only
-        about = np.float32(_SAID) * blend(found.utility, meant, found.covered)
+        worth = _SAID * min(1.0, found.covered / _SPOKEN)
+        about = np.float32(worth) * blend(found.utility, meant, found.covered)
         about = np.maximum(about, look_ahead(tokens, query.terms, said, self.lens))
         # However little the question finds, the best of it comes before.
         best = min(np.float32(1), utility.max(initial=0)) or np.float32(1)

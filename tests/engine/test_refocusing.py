@@ -15,9 +15,10 @@ from vllm.v1.request import RequestStatus
 
 MakeRig = Callable[..., Any]
 lateness = pytest.mark.parametrize("late", [0, 1, 2])
-EVERY, PASSAGE = 64, list(range(1040, 1060))
+EVERY, PASSAGE, PLACE = 64, list(range(1040, 1060)), 4321
 
 
+# The passage is among the last blocks, which are below no node: where gists are shown, a block of them costs least.
 AT_ONCE = {"refocus_tokens": EVERY, "refocus_share": 1.0}
 """As soon as something is found, whatever its prefill takes."""
 
@@ -26,7 +27,7 @@ def history(passage: bool = True) -> list[int]:
     # Without the passage, out of few tokens: what is rare in a history, and said in an answer, leads somewhere.
     tokens = np.random.default_rng(0).integers(3000, 49_000 if passage else 3100, 5000).tolist()
     if passage:
-        tokens[2017 : 2017 + len(PASSAGE)] = PASSAGE
+        tokens[PLACE : PLACE + len(PASSAGE)] = PASSAGE
     return tokens
 
 
