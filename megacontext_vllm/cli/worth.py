@@ -14,6 +14,7 @@ from megacontext_vllm.cli import evaluate
 from megacontext_vllm.cli.progress import bar
 from megacontext_vllm.cli.text import out
 from megacontext_vllm.errors import EvaluationError
+from megacontext_vllm.eval.records import append_rows, cut_torn_line
 
 if TYPE_CHECKING:
     from megacontext_vllm.eval.worth import Tried
@@ -73,13 +74,11 @@ def _measured(
     from megacontext_vllm.eval.worth import Tried, try_blocks
 
     path = options.out / NAME
-    setting = {**evaluate.setting_of(options, reader), "budget": options.budget}
-    found = dict(_read(path, setting))
     options.out.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(f"{json.dumps(line)}\n" for line in [setting, *found.items()]))
+    found = dict(_read(path, {**evaluate.setting_of(options, reader), "budget": options.budget}))
     wanted = []
     work = [(seed, length, task) for seed in range(options.histories) for length in options.lengths for task in tasks]
-    with bar("trying blocks") as progress, path.open("a") as file:
+    with bar("trying blocks") as progress:
         for done, (seed, length, task) in enumerate(work):
             progress(done, len(work))
             samples = task.samples(filler, reader.chat, length, seed)
@@ -87,25 +86,25 @@ def _measured(
             if history not in found:
                 rng = np.random.default_rng([seed, length])
                 found[history] = [asdict(one) for one in try_blocks(method, reader, samples, options.budget, rng)]
-                file.write(f"{json.dumps([history, found[history]])}\n")
-                file.flush()
+                append_rows(path, [[history, found[history]]])
             wanted += [Tried(**one) for one in found[history]]
         progress(len(work), len(work))
     return wanted
 
 
 def _read(path: Path, setting: dict[str, Any]) -> list[tuple[str, list[dict[str, Any]]]]:
-    """(history, what was tried of it) of a file; a last line that was cut off is left out."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    read = []
-    for line in lines:
-        try:
-            read.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    if read and read[0] != setting:
+    """(history, what was tried of it) of a file, which is begun if there is none; half a line at its end is cut off."""
+    cut_torn_line(path)
+    if not path.exists() or not path.stat().st_size:
+        append_rows(path, [setting])
+    lines = path.read_text(encoding="utf-8").splitlines()
+    try:
+        measured, *read = map(json.loads, lines)
+    except json.JSONDecodeError as error:
+        raise EvaluationError(f"{path} is damaged ({error}): give another --out, or move that file away.") from error
+    if measured != setting:
         raise EvaluationError(f"{path} was measured otherwise ({lines[0]}): give another --out.")
-    return read[1:]
+    return read
 
 
 def show(tried: "Sequence[Tried]", options: argparse.Namespace) -> None:

@@ -60,9 +60,9 @@ class Results:
         path.parent.mkdir(parents=True, exist_ok=True)
         setting = json.loads(json.dumps(setting | {"recipe": RECIPE}))
         found, self.records = read_results(path) if path.exists() and path.stat().st_size else (None, [])
-        self._cut_torn_line()
+        cut_torn_line(path)
         if found is None:
-            self._append([{"setting": setting}])
+            append_rows(path, [{"setting": setting}])
         elif found != setting:
             other = [name for name in {*found, *setting} if found.get(name) != setting.get(name)]
             raise EvaluationError(
@@ -74,22 +74,25 @@ class Results:
     def add(self, records: Iterable[Record]) -> None:
         """Append results; they are there after a crash of this process."""
         new = list(records)
-        self._append([asdict(record) for record in new])
+        append_rows(self.path, [asdict(record) for record in new])
         self.records += new
         self.done |= {record.key for record in new}
 
-    def _append(self, rows: list[dict[str, Any]]) -> None:
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write("".join(json.dumps(row) + "\n" for row in rows))
 
-    def _cut_torn_line(self) -> None:
-        """A killed process may have left half a line."""
-        if not self.path.exists():
-            return
-        data = self.path.read_bytes()
-        whole = data.rfind(b"\n") + 1
-        if whole < len(data):
-            os.truncate(self.path, whole)
+def append_rows(path: Path, rows: Iterable[Any]) -> None:
+    """Add a JSON line for each of ``rows``; they are there after a crash of this process."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def cut_torn_line(path: Path) -> None:
+    """A killed process may have left half a line."""
+    if not path.exists():
+        return
+    data = path.read_bytes()
+    whole = data.rfind(b"\n") + 1
+    if whole < len(data):
+        os.truncate(path, whole)
 
 
 def read_results(path: Path) -> tuple[dict[str, Any] | None, list[Record]]:
