@@ -104,9 +104,11 @@ def main() -> None:
             server(options.model, folder / "renewed.log", [*settings[1], *every], progress) as second,
         ):
             document = Prompts(first, length).document(length, questions[0])
+            turns = [(first, once), (second, renewed)]
             for question in [*questions] * options.repeat:
-                once.append(measure(first, document, question, options.tokens))
-                renewed.append(measure(second, document, question, options.tokens))
+                for address, answers in turns:
+                    answers.append(measure(address, document, question, options.tokens))
+                turns.reverse()  # neither is always the second
                 pauses = len(renewed[-1]["pauses"])
                 progress.print(f"  {once[-1]['seconds']:.1f} s, {renewed[-1]['seconds']:.1f} s with {pauses} swaps")
     print(table(once, renewed, options.refocus_tokens))

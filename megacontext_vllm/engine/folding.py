@@ -125,8 +125,8 @@ class FoldingAnswers:
         history = growing.history(request)
         # Since the plan was made, the answer may have gone on.
         answer = plan.going_on + history[plan.length :].tolist()
-        go_on(request, plan, answer)
         growing.tokens = history[: len(history) - len(answer)]
+        go_on(request, plan, growing.tokens[growing.asked :], answer)
         plan.tokens = None
         growing.changed = plan.length - growing.asked
         self._look_later(growing, growing.changed)

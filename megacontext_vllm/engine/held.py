@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from vllm.v1.request import Request
 
+from megacontext_vllm.engine.folded_output import remember_folded
 from megacontext_vllm.engine.ingest import TreeIngest
 from megacontext_vllm.engine.plan import Plan, PlanRequest, Tokens
 
@@ -82,10 +83,11 @@ def give_prompt(request: Request, plan: Plan, answer: list[int]) -> None:
     request.update_block_hashes()
 
 
-def go_on(request: Request, plan: Plan, answer: list[int]) -> None:
+def go_on(request: Request, plan: Plan, folded_before: Tokens, answer: list[int]) -> None:
     """Give ``request``, which is in none of vLLM's queues, the prompt of ``plan`` and the end of its answer to go on.
 
-    What is counted from the start of the answer (``max_tokens``, ``min_tokens``) is counted from what is left of it.
+    What is counted from the start of the answer (``max_tokens``, ``min_tokens``) is counted from what is left of it;
+    penalties count ``folded_before``, uint32, all that was said before ``answer``, beside it.
     """
     folded = request.num_output_tokens - len(answer)
     give_prompt(request, plan, answer)
@@ -95,4 +97,5 @@ def go_on(request: Request, plan: Plan, answer: list[int]) -> None:
     assert params is not None
     params.max_tokens = request.max_tokens
     params.min_tokens = max(params.min_tokens - folded, 0)
+    remember_folded(params, folded_before)
     request.sampling_params = params

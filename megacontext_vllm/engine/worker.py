@@ -9,7 +9,7 @@ from vllm.v1.kv_cache_interface import KVCacheConfig
 from vllm.v1.worker.gpu_worker import Worker
 
 from megacontext_vllm.config import SECTION, MegaContextConfig, parse_config
-from megacontext_vllm.engine import answers
+from megacontext_vllm.engine import answers, folded_output
 from megacontext_vllm.engine.description import WorkerDescription
 from megacontext_vllm.engine.embedding import (
     OVERLAY,
@@ -42,7 +42,7 @@ class MegaContextWorker:
 
     def load_model(self, *args: Any, **kwargs: Any) -> Any:
         """Load the model, then the gist pool: before profiling, so that vLLM sizes its KV cache around it."""
-        for patch in answers.PATCHES:
+        for patch in (*answers.PATCHES, *folded_output.PATCHES):
             apply(patch)
         result = super().load_model(*args, **kwargs)  # type: ignore[misc]
         settings = self._settings

@@ -22,6 +22,10 @@ MOST = 256
 _WINDOW = 16  # tokens; with 8 or 32 less is found
 _STEP = 2
 _MARGIN = _WINDOW // 2  # a window belongs to the block that its middle stands in
+_READ = BLOCK + 2 * _MARGIN
+_FROM = np.arange(0, _READ - _WINDOW + 1, _STEP)[:, None]
+_WINDOWS = ((np.arange(_READ) >= _FROM) & (np.arange(_READ) < _FROM + _WINDOW)).astype(np.float32)
+"""[windows, tokens read]: 1 for the tokens that a window has."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ def read_closely(
     if len(read) > MOST:
         read = np.sort(np.argpartition(-utility, MOST - 1)[:MOST])
     padded = np.pad(rows, _MARGIN, constant_values=-1)
-    words = padded[read[:, None] * BLOCK + np.arange(BLOCK + 2 * _MARGIN)]  # [read, 48]
+    words = padded[read[:, None] * BLOCK + np.arange(_READ)]  # [read, 48]
     share, likeness = _share(words, meant), _likeness(words, meant)
     closely[read] += share / (3 * max(float(share.max()), 1e-6)) + likeness / 3
     return closely
@@ -67,20 +71,21 @@ def read_closely(
 
 def _share(words: npt.NDArray[np.int32], meant: Meant) -> npt.NDArray[np.float32]:
     """float32 [read]: the most that one window has of the question."""
-    shares = []
-    for gain, weight in zip(meant.gains, meant.weights, strict=True):
-        worth = np.where(words >= 0, gain[words], 0)
-        shares.append(weight * np.lib.stride_tricks.sliding_window_view(worth, _WINDOW, axis=1)[:, ::_STEP].max(axis=2))
-    most: npt.NDArray[np.float32] = np.sum(shares, axis=0).max(axis=1)
+    best = np.where(words >= 0, meant.gains[:, words], 0)  # [asked, read, 48]
+    best = np.maximum(best[..., ::_STEP], best[..., 1::_STEP])
+    width = _STEP
+    while width < _WINDOW:  # the best of twice as many tokens, from every second one on
+        apart = width // _STEP
+        best = np.maximum(best[..., :-apart], best[..., apart:])
+        width *= 2
+    most: npt.NDArray[np.float32] = np.einsum("a,arw->rw", meant.weights, best).max(axis=1)
     return most
 
 
 def _likeness(words: npt.NDArray[np.int32], meant: Meant) -> npt.NDArray[np.float32]:
     """float32 [read] in [0, 1]: the cosine of the likest window, 0 where none is like the question."""
     loud = np.where(words >= 0, meant.loud[words], 0)
-    sums = np.zeros((words.shape[0], words.shape[1] + 1, meant.vectors.shape[1]), dtype=np.float32)
-    np.cumsum(meant.vectors[words] * loud[..., None], axis=1, out=sums[:, 1:])
-    sums = sums[:, _WINDOW::_STEP] - sums[:, :-_WINDOW:_STEP]
+    sums = _WINDOWS @ (meant.vectors[words] * loud[..., None])  # [read, windows, d]
     length = np.sqrt(np.einsum("rwd,rwd->rw", sums, sums))
     cosine: npt.NDArray[np.float32] = (sums @ meant.centre) / np.maximum(length, 1e-6)
     most: npt.NDArray[np.float32] = np.maximum(cosine.max(axis=1), 0)

@@ -57,8 +57,10 @@ class MeaningLens:
         at = np.flatnonzero(rows >= 0)
         count = np.bincount(rows[at], minlength=len(self._net.words))
         common = ((count + 0.5) / (blocks + 1)).astype(np.float32)
-        odds = self._net.weight / common
-        gains: npt.NDArray[np.float32] = np.stack([np.log1p(odds * self._net.probabilities(row)) for row in asked])
+        said = np.flatnonzero(count)
+        odds = np.float32(self._net.weight) / common[said]
+        gains = np.zeros((len(asked), len(count)), dtype=np.float32)
+        gains[:, said] = np.log1p(odds * self._net.probabilities(list(asked), said))
         gains[gains < _LEAST] = 0
         fits: npt.NDArray[np.bool_] = np.any(gains, axis=0)
         at = at[fits[rows[at]]]

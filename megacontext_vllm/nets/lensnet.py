@@ -6,7 +6,7 @@ and no tokens, so it fits any model, and it keeps nothing of a history. numpy al
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import blake2b
@@ -29,7 +29,7 @@ _LEVELS = 127  # int8, symmetric
 
 @dataclass(frozen=True, eq=False)
 class LensNet:
-    """Immutable, so threads may share it.
+    """Immutable but for what it remembers of its own arithmetic, so threads may share it.
 
     words        in lower case, one a row.
     vectors      float32 ``[words, width]``, of length 1.
@@ -43,6 +43,7 @@ class LensNet:
     temperature: float
     weight: float
     card: dict[str, Any] = field(default_factory=dict)
+    _totals: dict[int, np.float32] = field(default_factory=dict, init=False, repr=False)
 
     @cached_property
     def rows(self) -> dict[str, int]:
@@ -53,12 +54,26 @@ class LensNet:
                 rows.setdefault(form, row)
         return rows
 
-    def probabilities(self, row: int) -> npt.NDArray[np.float32]:
-        """float32 ``[words]``, their sum 1: of each word, where a question has the word of ``row``."""
-        likeness = self.vectors @ self.vectors[row]
-        odds = np.exp((likeness - 1) / self.temperature)
-        probabilities: npt.NDArray[np.float32] = odds / odds.sum()
+    def probabilities(self, asked: Sequence[int], words: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        """float32 ``[len(asked), len(words)]``: of each of ``words``, where a question has each word of ``asked``.
+
+        Both are rows; over all rows there are, the probabilities beside one word sum to 1.
+        """
+        odds = self._odds(self.vectors[list(asked)] @ self.vectors[words].T)
+        probabilities: npt.NDArray[np.float32] = odds / np.array([self._total(row) for row in asked])[:, None]
         return probabilities
+
+    def _odds(self, likeness: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        odds: npt.NDArray[np.float32] = np.exp((likeness - np.float32(1)) / np.float32(self.temperature))
+        return odds
+
+    def _total(self, row: int) -> np.float32:
+        # It takes all words there are, many more than a history has. One at a time, so that what comes out does not
+        # depend, in the last digit, on what else was asked.
+        total = self._totals.get(row)
+        if total is None:
+            total = self._totals[row] = self._odds(self.vectors @ self.vectors[row]).sum()
+        return total
 
     @cached_property
     def fingerprint(self) -> bytes:

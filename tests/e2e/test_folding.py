@@ -1,5 +1,6 @@
 """Answers longer than the engine's 256 positions: after a fold, too, the engine says what transformers says."""
 
+import itertools
 import math
 import re
 from collections.abc import Callable
@@ -74,13 +75,8 @@ class Fold:
         self.rest = said[self.at :]
         everything = [*prompt, *said[: self.at]]
         self.embeddings, self.ids = engine.shown(reference, everything, output)
-        raw = 0
-        for entry in reversed(self.entries):
-            if entry["kind"] != "raw":
-                break
-            raw += entry["end"] - entry["start"]
-        self.going_on = everything[-min(raw, self.at) :]
-        """The answer's end, raw and in one piece: what still counts as output."""
+        self.before = said[: self.at]
+        """What the answer had said by then: output, wherever it stands now."""
 
 
 def test_the_answer_goes_on_from_what_is_shown(
@@ -109,8 +105,10 @@ def test_a_prompt_that_fits(
 def test_repetition_penalty(
     small: Engine, reference: Reference, history: list[int], outputs: dict[str, Any]
 ) -> None:
+    """It counts what is shown of the history, and all of the answer, also what is not shown any more."""
     fold = Fold(small, reference, history, outputs["repetition"])
-    assert fold.rest == reference.greedy(fold.embeddings, fold.ids, len(fold.rest), 1.1)
+    assert set(fold.before) - set(fold.ids), "something was said that is not shown"
+    assert fold.rest == reference.greedy(fold.embeddings, [*fold.ids, *fold.before], len(fold.rest), 1.1)
 
 
 def test_presence_and_frequency_penalties_and_logprobs(
@@ -118,8 +116,8 @@ def test_presence_and_frequency_penalties_and_logprobs(
 ) -> None:
     output = outputs["presence"]
     fold = Fold(small, reference, history, output)
-    assert len(fold.going_on) >= 32
-    said = list(fold.going_on)
+    assert len(fold.before) >= LENGTH - WINDOW
+    said = list(fold.before)
     with torch.inference_mode():
         out = reference.model(inputs_embeds=fold.embeddings, use_cache=True)
         for token, reported in zip(fold.rest, output.outputs[0].logprobs[fold.at :], strict=True):
@@ -131,6 +129,24 @@ def test_presence_and_frequency_penalties_and_logprobs(
             said.append(token)
             step = torch.tensor([[token]])
             out = reference.model(input_ids=step, past_key_values=out.past_key_values, use_cache=True)
+
+
+def test_bad_words(small: Engine, history: list[int], outputs: dict[str, Any]) -> None:
+    """A word of two tokens, first said after the fold, is not said any more; nothing before it changes."""
+    (plain,), tokenizer = outputs["plain"].outputs, small.llm.get_tokenizer()
+    said, folded = list(plain.token_ids), small.trace(outputs["plain"])["history_tokens"] - len(history)
+    pairs = list(itertools.pairwise(said))
+    at = next(i for i in range(folded + 2, len(pairs)) if pairs.index(pairs[i]) == i and _is_word(tokenizer, pairs[i]))
+    word = tokenizer.decode(pairs[at])
+    (output,) = small.ask([history], greedy(STEPS, bad_words=[word.strip()]))
+    again = list(output.outputs[0].token_ids)
+    assert again[: at + 1] == said[: at + 1] and pairs[at] not in itertools.pairwise(again)
+
+
+def _is_word(tokenizer: Any, pair: tuple[int, int]) -> bool:
+    """Whether vLLM makes these tokens of the text they stand for (SamplingParams.update_from_tokenizer)."""
+    text = tokenizer.decode(pair)
+    return text.startswith(" ") and tokenizer.encode(text, add_special_tokens=False) == list(pair)
 
 
 def test_structured_output(outputs: dict[str, Any]) -> None:

@@ -16,11 +16,18 @@ from typing import Any
 
 import pytest
 
-from megacontext_vllm.engine import activation, answers, core, front_end, patches, tokenizing
+from megacontext_vllm.engine import activation, answers, core, folded_output, front_end, patches, tokenizing
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOL = ROOT / "tools" / "check_vllm.py"
-PATCHES = (*activation.PATCHES, *front_end.PATCHES, *tokenizing.PATCHES, *core.PATCHES, *answers.PATCHES)
+PATCHES = (
+    *activation.PATCHES,
+    *front_end.PATCHES,
+    *tokenizing.PATCHES,
+    *core.PATCHES,
+    *answers.PATCHES,
+    *folded_output.PATCHES,
+)
 
 
 def _load_tool() -> ModuleType:
@@ -165,6 +172,10 @@ def _engine_args() -> SimpleNamespace:
     return SimpleNamespace(additional_config={}, scheduler_cls=None)
 
 
+def _params() -> SimpleNamespace:
+    return SimpleNamespace(extra_args=None)
+
+
 # For each patch: what it is called with, for a server that did not ask for the plugin.
 CALLS: dict[str, Callable[[], tuple[tuple[Any, ...], dict[str, Any]]]] = {
     "EngineArgs.add_cli_args": lambda: ((argparse.ArgumentParser(),), {}),
@@ -193,6 +204,14 @@ CALLS: dict[str, Callable[[], tuple[tuple[Any, ...], dict[str, Any]]]] = {
         {},
     ),
     "GPUModelRunner._update_streaming_request": lambda: ((SimpleNamespace(), "id", SimpleNamespace()), {}),
+    "InputBatch.add_request": lambda: ((SimpleNamespace(), SimpleNamespace(sampling_params=_params())), {}),
+    "Sampler.apply_penalties": lambda: ((object(), SimpleNamespace(output_token_ids=[[1], []]), [[1], []]), {}),
+    "RejectionSampler.apply_penalties": lambda: (
+        (object(), SimpleNamespace(output_token_ids=[[1]]), SimpleNamespace(num_draft_tokens=[1]), object(), [[1]]),
+        {},
+    ),
+    "PenaltiesState.add_request": lambda: ((object(), 0, _params()), {}),
+    "PenaltiesState.apply_staged_writes": lambda: ((SimpleNamespace(),), {}),
     "EngineCore._initialize_kv_caches": lambda: ((SimpleNamespace(), _inactive()), {}),
     "EngineCore.preprocess_add_request": lambda: (
         (

@@ -31,9 +31,24 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
 
 
 def test_probabilities() -> None:
-    for row in range(5):
-        of = small().probabilities(row)
-        assert of.shape == (5,) and of.dtype == np.float32 and of.argmax() == row and abs(float(of.sum()) - 1) < 1e-5
+    net, every = small(), np.arange(5)
+    of = net.probabilities([0, 1, 2, 3, 4], every)
+    assert of.shape == (5, 5) and of.dtype == np.float32
+    assert np.array_equal(of.argmax(axis=1), every) and np.allclose(of.sum(axis=1), 1, atol=1e-5)
+    odds = np.exp((net.vectors @ net.vectors.T - 1) / net.temperature)
+    np.testing.assert_allclose(of, odds / odds.sum(axis=1, keepdims=True), rtol=1e-5)
+
+
+def test_probabilities_of_some_words_are_those_among_all() -> None:
+    """Whatever was asked before, to the last digit: what it remembers must not show in an answer."""
+    net = small()
+    some = net.probabilities([3, 0], np.array([4, 1]))
+    np.testing.assert_allclose(some, small().probabilities([3, 0], np.arange(5))[:, [4, 1]], rtol=1e-6)
+    assert np.array_equal(some, net.probabilities([3, 0], np.array([4, 1])))
+    fresh = small()
+    for row in (4, 2, 0, 1, 3):
+        fresh.probabilities([row], np.arange(5))
+    assert np.array_equal(some, fresh.probabilities([3, 0], np.array([4, 1])))
 
 
 def test_regular_forms() -> None:
@@ -114,5 +129,5 @@ def test_the_shipped_one_is_small_and_says_what_it_is() -> None:
 )
 def test_the_shipped_one_knows_english(asked: str, said: str, unrelated: str) -> None:
     net = load()
-    of = net.probabilities(net.rows[asked])
+    (of,) = net.probabilities([net.rows[asked]], np.arange(len(net.words)))
     assert of[net.rows[said]] > 5 * of[net.rows[unrelated]]
