@@ -22,7 +22,7 @@ from megacontext_vllm.focus.meaning import MeaningLens
 from megacontext_vllm.focus.query import Decode, Query, find_query
 from megacontext_vllm.focus.second_look import look_again, look_ahead
 from megacontext_vllm.focus.spelling import Joined
-from megacontext_vllm.focus.surroundings import answering, surround, without_rivals
+from megacontext_vllm.focus.surroundings import answering, outdate, surround, versions, without_rivals
 from megacontext_vllm.focus.vocabulary import special_ids, surface_strings
 from megacontext_vllm.focus.working_context import WorkingContext
 from megacontext_vllm.nets.lensnet import SHIPPED, load
@@ -129,13 +129,15 @@ class Focus:
     def _utility(self, tokens: npt.NDArray[np.uint32], query: Query, joined: Joined) -> npt.NDArray[np.float32]:
         found = self.lens.find(tokens, query, joined)
         led = look_again(tokens, query, found.utility, self.lens)
-        places = answering(found.utility, found.covered)
+        told = versions(found.utility, found.covered) if query.now else []
+        places = told[:1] or answering(found.utility, found.covered)
         words = without_rivals(found.utility) if places else found.utility
         meant = self._read(tokens, query, self._meant(tokens, query, joined, words), words)
         utility = blend(words, meant, found.covered)
         # Where the second look leads need not mean what was asked, but it is worth no more than what it started from.
         worth = min(np.float32(1), utility[found.utility.argmax()]) if len(utility) else np.float32(0)
-        return surround(np.maximum(utility, np.where(led > found.utility, worth * led, 0)), places, found.covered)
+        utility = np.maximum(utility, np.where(led > found.utility, worth * led, 0))
+        return outdate(surround(utility, places, found.covered), told)
 
     def _meant(
         self, tokens: npt.NDArray[np.uint32], query: Query, joined: Joined, words: npt.NDArray[np.float32]

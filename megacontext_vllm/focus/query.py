@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from megacontext_vllm.focus.present import asks_for_now
+
 Decode = Callable[[list[int]], str]
 
 # How far back the boundaries of the last user message are searched, and how far in if it began before that.
@@ -37,6 +39,7 @@ class Query:
     start, end      the asking part of the prompt ``[start, end)``: it must be shown raw, with all that follows it.
     opening         ``[start, stop)`` of an instruction at the beginning whose terms count too; (0, 0) without one.
     recent          ``[start, stop)`` of an answer under way, or of its end; (0, 0) without one.
+    now             whether it asks for what holds now (``present.py``).
     """
 
     terms: npt.NDArray[np.int64]
@@ -45,6 +48,7 @@ class Query:
     end: int
     opening: tuple[int, int] = (0, 0)
     recent: tuple[int, int] = (0, 0)
+    now: bool = False
 
     def blank(self, values: npt.NDArray[Any]) -> None:
         """Set ``values`` ``[≥ end]``, one a token, to -1 where the prompt itself asks: it is no evidence for itself."""
@@ -62,7 +66,11 @@ class Query:
         return (
             replace(self, recent=(end - answer, end)),
             replace(
-                self, terms=recent, weights=np.ones(len(recent), dtype=np.float32), recent=(end - len(recent), end)
+                self,
+                terms=recent,
+                weights=np.ones(len(recent), dtype=np.float32),
+                recent=(end - len(recent), end),
+                now=False,
             ),
         )
 
@@ -107,15 +115,23 @@ def find_query(
         opening = tokens[:0]
     weights = np.ones(len(opening) + len(last), dtype=np.float32)
     minor, major = weights[: len(opening)], weights[len(opening) :]
+    asking = tokens[closing.sentence : closing.end]
     if len(opening) and _is_document(closing, message, decode(opening.tolist()), decode(last.tolist())):
-        minor, major = major, minor
+        minor, major, asking = major, minor, opening
     elif not closing.whole:
         # The question ends a long paragraph: what stands before its sentence is rather document than question.
         before = closing.sentence - closing.start
         major[:before] = _minor_weight(before, len(major) - before)
     minor[:] = _minor_weight(len(minor), len(major))
     terms = np.concatenate([opening, last]).astype(np.int64)
-    return Query(terms, weights, closing.start, message.end, (first, first + len(opening)) if len(opening) else (0, 0))
+    return Query(
+        terms,
+        weights,
+        closing.start,
+        message.end,
+        opening=(first, first + len(opening)) if len(opening) else (0, 0),
+        now=asks_for_now(decode(asking.tolist())),
+    )
 
 
 def _minor_weight(count: int, of: int) -> float:

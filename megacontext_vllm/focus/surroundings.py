@@ -2,7 +2,8 @@
 
 The other places that share a part of the question's words are then most likely about something else of the same kind:
 thirty sentences that differ from the right one in a name. A small reader that is shown them all picks any of them; the
-text that goes on around the right one does not distract it (docs/quality.md, ``many_keys``).
+text that goes on around the right one does not distract it (docs/quality.md, ``many_keys``). Where several places have
+all of it and the question asks for what holds now, the last of them is that one place.
 """
 
 import numpy as np
@@ -12,6 +13,8 @@ from megacontext_vllm.focus.neighbours import apart
 
 _ALL = 0.8  # of the question, in one block, word for word
 _ALIKE, _FEW = 0.8, 3  # places this good beside the best; with more of them, all are asked for
+_VERSIONS = 8  # of what is told anew; what is spoken of in more places is a subject, no fact that changed
+_OUTDATED = 0.4  # of the last one's worth: less than what stands around it, more than what chance finds
 _RIVAL = 6  # two thirds of the words are then worth less than a tenth
 _REACH = 32  # blocks, on either side; at an end of the history more on the other
 _ALL_OF_IT = 0.95
@@ -27,6 +30,22 @@ def answering(lexical: npt.NDArray[np.float32], covered: float) -> list[int]:
     """
     places = apart(lexical, _ALIKE, _FEW + 1) if covered >= _ALL else []
     return places if len(places) <= _FEW else []
+
+
+def versions(lexical: npt.NDArray[np.float32], covered: float) -> list[int]:
+    """The same where what changes is asked for: the blocks that may each tell it anew, the last one first."""
+    places = apart(lexical, _ALIKE, _VERSIONS + 1) if covered >= _ALL else []
+    return sorted(places, reverse=True) if len(places) <= _VERSIONS else []
+
+
+def outdate(utility: npt.NDArray[np.float32], told: list[int]) -> npt.NDArray[np.float32]:
+    """``utility`` float32 [blocks] with all but the first of ``told``, as of ``versions``, worth less; a new array."""
+    lowered = utility.copy()
+    for place in told[1:]:
+        # What it lends its neighbours goes as well.
+        around = [block for block in range(max(0, place - 1), min(place + 2, len(utility))) if abs(block - told[0]) > 1]
+        lowered[around] = np.minimum(lowered[around], np.float32(_OUTDATED) * min(1.0, float(utility[told[0]])))
+    return lowered
 
 
 def without_rivals(lexical: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

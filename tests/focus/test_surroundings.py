@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from megacontext_vllm.focus.surroundings import answering, surround, without_rivals
+from megacontext_vllm.focus.surroundings import answering, outdate, surround, versions, without_rivals
 
 BLOCKS = 300
 
@@ -77,3 +77,40 @@ def test_a_place_of_little_worth_raises_little_and_nothing_is_lowered() -> None:
     assert np.array_equal(surround(utility, [], 1.0), utility)
     double = surround(places(5, worth=1.6), [5], 0.8)
     assert double[6] <= 0.38, "what both lenses have found is not worth more around it"
+
+
+@pytest.mark.parametrize(
+    ("utility", "covered", "expected"),
+    [
+        (places(77), 0.9, [77]),
+        (places(201, 77, 133, 255), 1.0, [255, 201, 133, 77]),  # more than answer one question; these tell it anew
+        (places(77, 133), 0.7, []),
+        (places(*range(5, 205, 20)), 1.0, []),  # a subject
+        (np.zeros(0, dtype=np.float32), 0.0, []),
+    ],
+)
+def test_what_is_told_anew(utility: np.ndarray, covered: float, expected: list[int]) -> None:
+    assert versions(utility, covered) == expected
+
+
+def test_the_last_one_holds() -> None:
+    """The others come after what stands around it, and before what is there by chance; so does what they lend."""
+    told = [201, 195, 133, 77]
+    lent = places(*told, others=0.3)
+    lent[[place + side for place in told for side in (-1, 1)]] = 0.95
+    utility = surround(lent, told[:1], 1.0)
+    before = utility.copy()
+    lowered = outdate(utility, told)
+    assert np.array_equal(utility, before) and lowered.dtype == np.float32
+    assert lowered[201] == 1 and lowered[[200, 202]].tolist() == before[[200, 202]].tolist()
+    outdated = [place + side for place in told[1:] for side in (-1, 0, 1)]
+    assert 0.3 < lowered[outdated].max() == lowered[outdated].min() < before[201 + 32]
+    rest = np.setdiff1d(np.arange(BLOCKS), outdated)
+    assert np.array_equal(lowered[rest], before[rest])
+    assert np.array_equal(outdate(utility, [201]), utility) and np.array_equal(outdate(utility, []), utility)
+
+
+def test_one_told_beside_the_last_one_keeps_what_both_share() -> None:
+    lowered = outdate(np.ones(10, dtype=np.float32), [9, 7])
+    assert lowered[[8, 9]].tolist() == [1, 1] and (lowered[[6, 7]] < 1).all()
+    assert (outdate(np.ones(3, dtype=np.float32), [2, 0])[0] < 1).all()
