@@ -129,15 +129,15 @@ class Focus:
     def _utility(self, tokens: npt.NDArray[np.uint32], query: Query, joined: Joined) -> npt.NDArray[np.float32]:
         found = self.lens.find(tokens, query, joined)
         led = look_again(tokens, query, found.utility, self.lens)
-        told = versions(found.utility, found.covered) if query.now else []
-        places = told[:1] or answering(found.utility, found.covered)
-        words = without_rivals(found.utility) if places else found.utility
+        told = versions(found.utility, found.share) if query.now else []
+        places = told[:1] or answering(found.utility, found.share)
+        words = without_rivals(found.utility, found.share) if places else found.utility
         meant = self._read(tokens, query, self._meant(tokens, query, joined, words), words)
         utility = blend(words, meant, found.covered)
         # Where the second look leads need not mean what was asked, but it is worth no more than what it started from.
         worth = min(np.float32(1), utility[found.utility.argmax()]) if len(utility) else np.float32(0)
         utility = np.maximum(utility, np.where(led > found.utility, worth * led, 0))
-        return outdate(surround(utility, places, found.covered), told)
+        return outdate(surround(utility, places, float(found.share.max(initial=0))), told)
 
     def _meant(
         self, tokens: npt.NDArray[np.uint32], query: Query, joined: Joined, words: npt.NDArray[np.float32]

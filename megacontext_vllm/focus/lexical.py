@@ -31,11 +31,14 @@ class Found:
     """utility  float32 [N // 32] in [0, 1], the best block 1; all 0 if nothing matches.
 
     covered  in [0, 1]: how much of the question the best block has, rare words for more. A word that stands nowhere
-             counts as the rarest.
+             counts as the rarest. Words of the blocks beside it count half.
+    share    float32 [N // 32] in [0, 1]: how much of the question each block has together with the better of the blocks
+             beside it: what a boundary cuts in two is whole here.
     """
 
     utility: npt.NDArray[np.float32]
     covered: float
+    share: npt.NDArray[np.float32]
 
 
 class LexicalLens:
@@ -104,7 +107,7 @@ class LexicalLens:
         slots, weights, follows = self._slots(query)
         total = np.zeros(blocks, dtype=np.float32)
         if not len(query.terms) or not blocks:
-            return Found(total, 0.0)
+            return Found(total, 0.0, total)
         # Gather over the vocabulary first, so that the history is gathered once: token -> slot of the question or -1.
         slot_of = np.full(int(self._table.max()) + 2, -1, dtype=np.int16)
         slot_of[slots] = np.arange(len(slots), dtype=np.int16)
@@ -122,13 +125,17 @@ class LexicalLens:
         whole, singles = 0.0, len(weights)
         weights += [float(query.weights[names[key]]) for key in sorted(names)]
         as_one = np.zeros(blocks, dtype=np.float32)
+        with_next = np.zeros(blocks, dtype=np.float32)
         for i, where in enumerate(_grouped(slot, block, len(weights))):
-            score, idf = _term_score(where, blocks)
+            own, idf = _own_score(where, blocks)
+            score = _with_neighbours(own)
             total += weights[i] * score
+            with_next += weights[i] * np.maximum(own, np.append(own[1:], np.float32(0)))
             whole += weights[i] * idf
             if i >= singles:  # several tokens side by side, as the pairs below
                 as_one += _PAIR * weights[i] * score
         covered = min(1.0, float(total.max()) / whole) if whole else 0.0
+        share = (np.maximum(with_next, np.append(np.float32(0), with_next[:-1])) / np.float32(whole or 1))
         total += as_one
         # Pairs of slots are numbered too, through a small square table: the same work as for single terms.
         number_of = np.full((len(slots), len(slots)), -1, dtype=np.int16)
@@ -142,12 +149,12 @@ class LexicalLens:
         known = np.flatnonzero(pair >= 0)
         pair_block = np.concatenate([block[together], other.at[parts] // BLOCK])[known]
         for weight, where in zip(follows.values(), _grouped(pair[known], pair_block, len(follows)), strict=True):
-            total += _PAIR * weight * _term_score(where, blocks)[0]
+            total += _PAIR * weight * _with_neighbours(_own_score(where, blocks)[0])
 
         more = np.concatenate([other.at, named])
         spread = lend(total, tokens, np.union1d(at, more) if len(more) else at, self.ending)
         best = float(spread.max())
-        return Found(spread / np.float32(best) if best > 0 else spread, covered)
+        return Found(spread / np.float32(best) if best > 0 else spread, covered, share)
 
     def _places(
         self, tokens: npt.NDArray[np.uint32], query: Query, keys: list[int], joined: Joined | None
@@ -187,14 +194,17 @@ def _grouped(label: npt.NDArray[np.int16], block: npt.NDArray[np.intp], labels: 
     return np.split(block[order], bounds[:-1]) if labels else []
 
 
-def _term_score(block: npt.NDArray[np.intp], blocks: int) -> tuple[npt.NDArray[np.float32], float]:
-    """What one term is worth in each block, float32 [blocks], and its idf; block: int [hits], where it stands."""
+def _own_score(block: npt.NDArray[np.intp], blocks: int) -> tuple[npt.NDArray[np.float32], float]:
+    """What one term is worth where it stands, float32 [blocks], which is its idf; block: int [hits], where that is."""
     score = np.zeros(blocks, dtype=np.float32)
     score[block] = 1
     containing = int(np.count_nonzero(score))
     idf = float(np.log(1 + (blocks - containing + 0.5) / (containing + 0.5)))
     if containing:
         score *= np.float32(idf)
-        beside = np.float32(_NEIGHBOUR) * score
-        score = spread(score, beside, beside)
     return score, idf
+
+
+def _with_neighbours(score: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    beside = np.float32(_NEIGHBOUR) * score
+    return spread(score, beside, beside)

@@ -97,6 +97,6 @@ class MeaningLens:
         found: dict[int, float] = {}
         rows = self._words.rows(query.terms.astype(np.uint32))
         for row, weight in zip(rows.tolist(), query.weights.tolist(), strict=True):
-            if row >= 0 and row not in self._silent:
+            if row >= 0 and weight > 0 and row not in self._silent:
                 found[row] = max(found.get(row, 0.0), weight)
         return found

@@ -11,8 +11,9 @@ import numpy.typing as npt
 
 from megacontext_vllm.focus.neighbours import apart
 
-_ALL = 0.8  # of the question, in one block, word for word
-_ALIKE, _FEW = 0.8, 3  # places this good beside the best; with more of them, all are asked for
+_ALL = 0.8  # of the question, in one place, word for word
+_ALIKE = 0.9  # of what the best place has of it: the others lack a word at least
+_FEW = 3  # places that have as much; with more of them, all are asked for
 _VERSIONS = 8  # of what is told anew; what is spoken of in more places is a subject, no fact that changed
 _OUTDATED = 0.4  # of the last one's worth: less than what stands around it, more than what chance finds
 _RIVAL = 6  # two thirds of the words are then worth less than a tenth
@@ -23,19 +24,25 @@ _NEAR, _FAR = (0.38, 0.75), (0.2, 0.45)
 is less than what the place names, which may be asked for with what the question still has."""
 
 
-def answering(lexical: npt.NDArray[np.float32], covered: float) -> list[int]:
+def answering(lexical: npt.NDArray[np.float32], share: npt.NDArray[np.float32]) -> list[int]:
     """The blocks that have all of the question, where they are few; none where nothing has, or many.
 
-    lexical: float32 [blocks] in [0, 1]. covered: how much of the question the best block has.
+    lexical, share: float32 [blocks] in [0, 1], ``Found.utility`` and ``Found.share``.
     """
-    places = apart(lexical, _ALIKE, _FEW + 1) if covered >= _ALL else []
-    return places if len(places) <= _FEW else []
+    return _places(lexical, share, _FEW)
 
 
-def versions(lexical: npt.NDArray[np.float32], covered: float) -> list[int]:
+def versions(lexical: npt.NDArray[np.float32], share: npt.NDArray[np.float32]) -> list[int]:
     """The same where what changes is asked for: the blocks that may each tell it anew, the last one first."""
-    places = apart(lexical, _ALIKE, _VERSIONS + 1) if covered >= _ALL else []
-    return sorted(places, reverse=True) if len(places) <= _VERSIONS else []
+    return sorted(_places(lexical, share, _VERSIONS), reverse=True)
+
+
+def _places(lexical: npt.NDArray[np.float32], share: npt.NDArray[np.float32], most: int) -> list[int]:
+    best = share.max(initial=0)
+    if best < _ALL:
+        return []
+    places = apart(np.where(share >= _ALIKE * best, lexical, 0), np.finfo(np.float32).tiny, most + 1)
+    return places if len(places) <= most else []
 
 
 def outdate(utility: npt.NDArray[np.float32], told: list[int]) -> npt.NDArray[np.float32]:
@@ -48,15 +55,15 @@ def outdate(utility: npt.NDArray[np.float32], told: list[int]) -> npt.NDArray[np
     return lowered
 
 
-def without_rivals(lexical: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def without_rivals(lexical: npt.NDArray[np.float32], share: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """What has a part of the words only is worth less beside what has all: float32 [blocks], a new array."""
-    return np.where(lexical < _ALIKE, lexical**_RIVAL, lexical)
+    return np.where(share < _ALIKE * share.max(initial=0), lexical**_RIVAL, lexical)
 
 
 def surround(utility: npt.NDArray[np.float32], places: list[int], covered: float) -> npt.NDArray[np.float32]:
     """``utility`` float32 [blocks], raised around ``places``, the nearer the more; a new array.
 
-    covered: how much of the question the best block has. The more, the more what stands around it is worth.
+    covered: how much of the question the best of them has. The more, the more what stands around it is worth.
     """
     raised = utility.copy()
     near, far = (np.interp(covered, (_ALL, _ALL_OF_IT), bounds) for bounds in (_NEAR, _FAR))

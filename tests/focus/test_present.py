@@ -11,7 +11,6 @@ NOW = [
     "What is the club's current address?",
     "What is the LATEST estimate?",
     "Which address was given most  recently?",
-    "What's today's price?",
     "Where do they live these\ndays?",
     "Where is he right now?",
 ]

@@ -87,6 +87,21 @@ def test_a_message_of_one_word_is_no_header(template) -> None:
     assert Toy().find(template(("user", "Tell me a story."), ("assistant", "Once."), ("user", "Why?")))[1] == "Why?"
 
 
+def test_a_question_for_what_holds_now() -> None:
+    now, long = "Who has the access code now?", text(9950)
+    find = Toy().find
+    assert find(chatml(("user", long + "\n\n" + now)))[0].now
+    assert find(chatml(("user", now + "\n\n" + long)))[0].now
+    assert find(chatml(("user", text(400).replace("\n\n", " ") + " " + now)))[0].now
+    # What asks says so, not the text around it.
+    assert not find(chatml(("user", long + " It is raining now.\n\n" + QUESTION)))[0].now
+    assert not find(chatml(("user", text(400).replace("\n\n", " ") + " It is raining now. " + QUESTION)))[0].now
+    assert not find(chatml(("user", QUESTION + "\n\n" + long + " It is raining now.")))[0].now
+    query = find(chatml(("user", long + "\n\n" + now)))[0]
+    asked, said = query.answered(np.arange(20_000, dtype=np.uint32), 50)
+    assert asked.now and not said.now
+
+
 def test_generation_prompt_of_an_unknown_role_is_no_message() -> None:
     assert Toy().find(chatml(("user", QUESTION), prompt="narrator\n"))[1] == QUESTION
 

@@ -16,33 +16,50 @@ def places(*blocks: int, worth: float = 1.0, others: float = 0.5) -> np.ndarray:
     return utility
 
 
+NOTHING = np.zeros(BLOCKS, dtype=np.float32)
+
+
 @pytest.mark.parametrize(
-    ("utility", "covered", "expected"),
+    ("share", "expected"),
     [
-        (places(77), 0.9, [77]),
-        (places(77), 0.7, []),  # half of the question is somewhere: that is no answer
-        (places(77, 133, 201), 1.0, [77, 133, 201]),
-        (places(77, 133, 201, 255), 1.0, []),  # many have all of it: it is they that are asked for
-        (places(77, others=0.85), 1.0, []),
-        (np.zeros(BLOCKS, dtype=np.float32), 0.0, []),
-        (np.zeros(0, dtype=np.float32), 0.0, []),
+        (places(77, worth=0.9), [77]),
+        (places(77, worth=0.7), []),  # half of the question is somewhere: that is no answer
+        (places(77, 133, 201), [77, 133, 201]),
+        (places(77, 133, 201, 255), []),  # many have all of it: it is they that are asked for
+        (places(77, others=0.85), [77]),  # a word is missing elsewhere
+        (places(77, others=0.95), []),
+        (NOTHING, []),
+        (NOTHING[:0], []),
     ],
 )
-def test_places_that_have_all_of_the_question(utility: np.ndarray, covered: float, expected: list[int]) -> None:
-    assert sorted(answering(utility, covered)) == expected
+def test_places_that_have_all_of_the_question(share: np.ndarray, expected: list[int]) -> None:
+    utility = share / max(share.max(initial=0), 1e-6)
+    assert sorted(answering(utility, share)) == expected
+
+
+def test_what_a_boundary_cuts_in_two_is_one_place_like_the_others() -> None:
+    """Either half of it has less of the question than a place that is whole, but not both together."""
+    utility, share = places(77, 133, others=0.5), places(77, 133, others=0.5)
+    utility[[201, 202]] = 0.79, 0.66
+    share[[76, 77, 78, 132, 133, 134, 201, 202]] = 1
+    assert sorted(answering(utility, share)) == [77, 133, 201] and versions(utility, share) == [201, 133, 77]
+    less = without_rivals(utility, share)
+    assert less[201] == utility[201] and less[202] == utility[202] and less[10] == np.float32(0.5) ** 6
 
 
 def test_rivals_lose_and_keep_their_order() -> None:
     utility = np.array([1, 0.85, 0.79, 0.5, 0.1, 0], dtype=np.float32)
-    before = utility.copy()
-    less = without_rivals(utility)
+    before, share = utility.copy(), utility.copy()
+    share[1] = 0.9
+    less = without_rivals(utility, share)
     assert np.array_equal(utility, before) and less.dtype == np.float32
     assert less[:2].tolist() == before[:2].tolist() and (less[2:] <= before[2:]).all()
     assert less[3] == 0.5**6 and (np.diff(less) <= 0).all()
+    assert without_rivals(NOTHING[:0], NOTHING[:0]).shape == (0,)
 
 
 def test_what_stands_around_comes_before_rivals_and_after_what_is_named() -> None:
-    raised = surround(without_rivals(places(77, others=0.4)), [77], 0.8)
+    raised = surround(without_rivals(places(77, others=0.4), places(77, others=0.4)), [77], 0.8)
     around = raised[78:110]
     assert (np.diff(around) <= 0).all() and around[0] <= 0.4 * 0.95, "what four places name (0.4) comes first"
     assert around[-1] > 0.4**6 and raised[110] == raised[130], "32 blocks, before any rival"
@@ -80,17 +97,17 @@ def test_a_place_of_little_worth_raises_little_and_nothing_is_lowered() -> None:
 
 
 @pytest.mark.parametrize(
-    ("utility", "covered", "expected"),
+    ("share", "expected"),
     [
-        (places(77), 0.9, [77]),
-        (places(201, 77, 133, 255), 1.0, [255, 201, 133, 77]),  # more than answer one question; these tell it anew
-        (places(77, 133), 0.7, []),
-        (places(*range(5, 205, 20)), 1.0, []),  # a subject
-        (np.zeros(0, dtype=np.float32), 0.0, []),
+        (places(77, worth=0.9), [77]),
+        (places(201, 77, 133, 255), [255, 201, 133, 77]),  # more than answer one question; these tell it anew
+        (places(77, 133, worth=0.7), []),
+        (places(*range(5, 205, 20)), []),  # a subject
+        (NOTHING[:0], []),
     ],
 )
-def test_what_is_told_anew(utility: np.ndarray, covered: float, expected: list[int]) -> None:
-    assert versions(utility, covered) == expected
+def test_what_is_told_anew(share: np.ndarray, expected: list[int]) -> None:
+    assert versions(share, share) == expected
 
 
 def test_the_last_one_holds() -> None:
