@@ -18,9 +18,8 @@ _ALL_ALONG = re.compile(
     r"\b(?:until|till|up\s+to|before|every|since)\s+now\b|\bnow\s+and\s+(?:then|again)\b", re.IGNORECASE
 )
 """What has such a word and asks for what was before, too."""
-_TIMES = frozenset(
-    ("nowadays", "current", "currently", "present", "presently", "latest", "newest", "recent", "recently", "moment", "days")
-)
+_TIMES = {"nowadays", "current", "currently", "present", "presently", "latest", "newest", "recent", "recently"}
+_TIMES |= {"moment", "days"}
 
 
 def asks_for_now(question: str) -> bool:

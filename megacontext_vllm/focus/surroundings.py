@@ -12,6 +12,7 @@ import numpy.typing as npt
 from megacontext_vllm.focus.neighbours import apart
 
 _ALL = 0.8  # of the question, in one place, word for word
+_SOME = 1e-6
 _ALIKE = 0.9  # of what the best place has of it: the others lack a word at least
 _FEW = 3  # places that have as much; with more of them, all are asked for
 _VERSIONS = 8  # of what is told anew; what is spoken of in more places is a subject, no fact that changed
@@ -22,6 +23,8 @@ _ALL_OF_IT = 0.95
 _NEAR, _FAR = (0.38, 0.75), (0.2, 0.45)
 """Of a place's worth, what the first and the last of them are worth: with ``_ALL``, and with ``_ALL_OF_IT``. The former
 is less than what the place names, which may be asked for with what the question still has."""
+_CLOSE, _LEFT = 8, 0.2
+"""So many blocks away, so much is left of what the first is worth more: what the place names comes before the rest."""
 
 
 def answering(lexical: npt.NDArray[np.float32], share: npt.NDArray[np.float32]) -> list[int]:
@@ -41,7 +44,7 @@ def _places(lexical: npt.NDArray[np.float32], share: npt.NDArray[np.float32], mo
     best = share.max(initial=0)
     if best < _ALL:
         return []
-    places = apart(np.where(share >= _ALIKE * best, lexical, 0), np.finfo(np.float32).tiny, most + 1)
+    places = apart(np.where(share >= _ALIKE * best, lexical, 0), _SOME, most + 1)
     return places if len(places) <= most else []
 
 
@@ -71,7 +74,7 @@ def surround(utility: npt.NDArray[np.float32], places: list[int], covered: float
         low = max(0, min(place - _REACH, len(raised) - 2 * _REACH - 1))
         around = np.arange(low, min(low + 2 * _REACH + 1, len(raised)))
         away = np.abs(around - place)
-        worth = np.interp(away, (1, _REACH), (near, far))
+        worth = np.interp(away, (1, _CLOSE, _REACH), (near, far + _LEFT * (near - far), far))
         worth[away == 0] = 1
         worth = (min(1.0, float(utility[place])) * worth).astype(np.float32)
         raised[around] = np.maximum(raised[around], worth)
