@@ -166,3 +166,30 @@ def test_speed_on_a_million_tokens() -> None:
     elapsed = time.perf_counter() - start
     print(f"1 M tokens, all of them terms: {elapsed * 1e3:.0f} ms")
     assert elapsed < 2
+
+
+@pytest.mark.parametrize("cut", range(5))
+def test_what_a_boundary_cuts_has_its_whole_share(cut: int) -> None:
+    """``cut`` of four words stand before the boundary; utility counts half of them there, share all of them."""
+    history = np.full(32 * 20, ID[" the"], dtype=np.uint32)
+    words = [" word1", " Name2", " word3", " Name4"]
+    history[32 * 7 - cut : 32 * 7 - cut + 4] = ids(*words)
+    history[32 * 15 + 5 : 32 * 15 + 7] = ids(*words[:2])
+    found = LENS.find(history, ask(" What", *words, "?"))
+    assert found.share.dtype == np.float32 and found.share.shape == (20,)
+    whole = [6, 7] if 0 < cut < 4 else [5, 6, 7] if cut else [6, 7, 8]
+    assert np.flatnonzero(found.share >= 0.999).tolist() == whole
+    assert 0.3 < found.share[15] == found.share[14] == found.share[16] < 0.6
+    assert not found.share[[0, 3, 10, 12, 19]].any()
+    assert found.covered < 0.95 if 0 < cut < 4 else found.covered > 0.999
+
+
+def test_share_of_little_and_of_nothing() -> None:
+    history = np.full(32, ID[" the"], dtype=np.uint32)
+    history[3] = ID[" word1"]
+    assert LENS.find(history, ask(" word1")).share.tolist() == [1]
+    assert LENS.find(history, ask(" word1", " word2")).share[0] < 1
+    assert LENS.find(history, ask(" the")).share.tolist() == [0] == LENS.find(history, ask()).share.tolist()
+    assert LENS.find(history[:31], ask(" word1")).share.shape == (0,)
+    free = Query(ids(" word1", " word2").astype(np.int64), np.array([1, 0], dtype=np.float32), 0, 0)
+    assert LENS.find(history, free).share.tolist() == [1], "what need not be there is not missed"
