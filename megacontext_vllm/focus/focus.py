@@ -19,6 +19,7 @@ from megacontext_vllm.focus.blend import blend
 from megacontext_vllm.focus.encoder import Encoder, EncoderLens
 from megacontext_vllm.focus.lexical import LexicalLens
 from megacontext_vllm.focus.meaning import MeaningLens
+from megacontext_vllm.focus.neighbours import apart
 from megacontext_vllm.focus.query import Decode, Query, find_query
 from megacontext_vllm.focus.second_look import look_again, look_ahead
 from megacontext_vllm.focus.spelling import Joined
@@ -30,6 +31,8 @@ from megacontext_vllm.tree.nodes import BLOCK
 
 logger = logging.getLogger("vllm.megacontext")
 
+_CERTAIN, _HOPS = 0.56, 3
+"""What the second look gives to a place that a name has with one other at most; how many of them there may be."""
 _SAID, _SPOKEN = 0.97, 0.25
 """What the best place for what an answer is saying is worth, beside the best for its question, if it has so much of it;
 less, the less it has: some place is always the best."""
@@ -135,8 +138,14 @@ class Focus:
         meant = self._read(tokens, query, self._meant(tokens, query, joined, words), words)
         utility = blend(words, meant, found.covered)
         # Where the second look leads need not mean what was asked, but it is worth no more than what it started from.
-        worth = min(np.float32(1), utility[found.utility.argmax()]) if len(utility) else np.float32(0)
-        utility = np.maximum(utility, np.where(led > found.utility, worth * led, 0))
+        worth = min(1.0, float(utility[found.utility.argmax()])) if len(utility) else 0.0
+        led = np.where(led > found.utility, worth * led, 0)
+        utility = np.maximum(utility, led)
+        if places:
+            # Where it leads, if to one or two places only, is a part of the answer, and read with its text, too.
+            hops = apart(led, _CERTAIN * worth, _HOPS)
+            utility[hops] = np.maximum(utility[hops], utility[places[0]])
+            places += hops
         return outdate(surround(utility, places, float(found.share.max(initial=0))), told)
 
     def _meant(

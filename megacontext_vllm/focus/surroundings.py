@@ -24,7 +24,8 @@ _NEAR, _FAR = (0.38, 0.75), (0.2, 0.45)
 """Of a place's worth, what the first and the last of them are worth: with ``_ALL``, and with ``_ALL_OF_IT``. The former
 is less than what the place names, which may be asked for with what the question still has."""
 _CLOSE, _LEFT = 8, 0.2
-"""So many blocks away, so much is left of what the first is worth more: what the place names comes before the rest."""
+"""So many blocks away, fewer where places share them, so much is left of what the first is worth more: what a place
+names comes before the rest."""
 
 
 def answering(lexical: npt.NDArray[np.float32], share: npt.NDArray[np.float32]) -> list[int]:
@@ -69,12 +70,13 @@ def surround(utility: npt.NDArray[np.float32], places: list[int], covered: float
     covered: how much of the question the best of them has. The more, the more what stands around it is worth.
     """
     raised = utility.copy()
+    close = max(2, _CLOSE // max(1, len(places)))
     near, far = (np.interp(covered, (_ALL, _ALL_OF_IT), bounds) for bounds in (_NEAR, _FAR))
     for place in places:
         low = max(0, min(place - _REACH, len(raised) - 2 * _REACH - 1))
         around = np.arange(low, min(low + 2 * _REACH + 1, len(raised)))
         away = np.abs(around - place)
-        worth = np.interp(away, (1, _CLOSE, _REACH), (near, far + _LEFT * (near - far), far))
+        worth = np.interp(away, (1, close, _REACH), (near, far + _LEFT * (near - far), far))
         worth[away == 0] = 1
         worth = (min(1.0, float(utility[place])) * worth).astype(np.float32)
         raised[around] = np.maximum(raised[around], worth)

@@ -84,6 +84,14 @@ def test_at_an_end_of_the_history_more_is_shown_on_the_other_side(place: int) ->
     assert surround(places(3)[:20], [3], 1.0).shape == (20,)
 
 
+def test_places_that_share_a_budget_have_less_text_each_before_what_they_name() -> None:
+    """As many blocks in all that come before half of a place's worth, however many places there are."""
+    for told in ([150], [60, 150], [40, 110, 180, 250]):
+        raised = surround(places(*told, others=0.0), told, 1.0)
+        assert abs(int((raised > 0.52).sum()) - 15) <= 4
+        assert (raised > 0).sum() == 65 * len(told), "and all of it before what is there by chance"
+
+
 def test_a_place_of_little_worth_raises_little_and_nothing_is_lowered() -> None:
     utility = places(5, 295, worth=0.5)
     utility[7] = 0.9

@@ -1,5 +1,6 @@
-"""Real text with a fact that is told four times, the whole way from the question to what is shown."""
+"""Facts in real text, the whole way from the question to what is shown."""
 
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -26,30 +27,47 @@ def focus(tokenizer: PreTrainedTokenizerBase) -> Focus:
 
 
 @pytest.fixture(scope="module")
-def told(tokenizer: PreTrainedTokenizerBase, text: str) -> list[list[int]]:
-    """Pieces of the text, a statement after each but the last."""
+def pieces(tokenizer: PreTrainedTokenizerBase, text: str) -> list[list[int]]:
+    """A text in pieces of whole sentences."""
     tokens = tokenizer(text[: LENGTH * 6], add_special_tokens=False, verbose=False)["input_ids"][:LENGTH]
-    pieces = np.split(np.array(tokens), AT)
-    says = [f" The meeting point of the rowing club moved to the {place}." for place in PLACES]
+    stop = tokenizer(".", add_special_tokens=False)["input_ids"][0]
+    return [piece.tolist() for piece in np.split(np.array(tokens), [tokens.index(stop, at) + 1 for at in AT])]
+
+
+def plant(tokenizer: PreTrainedTokenizerBase, pieces: list[list[int]], says: list[str]) -> list[list[int]]:
+    """``pieces`` of a text, a sentence after each as long as there are any."""
     ids = [tokenizer(said, add_special_tokens=False)["input_ids"] for said in says]
-    return [[*piece.tolist(), *said] for piece, said in zip(pieces, [*ids, []], strict=True)]
+    return [[*piece, *said] for piece, said in zip_longest(pieces, ids, fillvalue=[])]
 
 
-def shown(focus: Focus, tokenizer: PreTrainedTokenizerBase, told: list[list[int]], asked: str) -> str:
-    """The text that is raw before the question."""
+@pytest.fixture(scope="module")
+def told(tokenizer: PreTrainedTokenizerBase, pieces: list[list[int]]) -> list[list[int]]:
+    """One thing, told four times."""
+    says = [f" The meeting point of the rowing club moved to the {place}." for place in PLACES]
+    return plant(tokenizer, pieces, says)
+
+
+def shown(focus: Focus, tokenizer: PreTrainedTokenizerBase, told: list[list[int]], asked: str) -> list[str]:
+    """The texts that are raw before the question, each in one piece."""
     history = [token for piece in told for token in piece]
     # Tokens of a chat, as the template would make them of so long a text.
     head, tail = tokenizer("<|im_start|>user\n")["input_ids"], tokenizer(f"\n\n{asked}<|im_end|>\n")["input_ids"]
     tokens = np.array([*head, *history, *tail], dtype=np.uint32)
     entries = focus.allocate(focus.score(tokens), WINDOW, gists=False).entries
-    raw = [token for e in entries if e.kind is Kind.RAW for token in tokens[e.start : e.end].tolist()]
-    return str(tokenizer.decode(raw[: -len(tail)]))
+    pieces: list[list[int]] = [[]]
+    for entry in entries:
+        if entry.kind is Kind.RAW:
+            pieces[-1] += tokens[entry.start : entry.end].tolist()
+        else:
+            pieces.append([])
+    pieces[-1] = pieces[-1][: -len(tail)]
+    return [tokenizer.decode(piece) for piece in pieces]
 
 
 def test_the_last_statement_and_its_surroundings(
     focus: Focus, tokenizer: PreTrainedTokenizerBase, told: list[list[int]]
 ) -> None:
-    now = shown(focus, tokenizer, told, "Where is the meeting point of the rowing club now?")
+    now = "".join(shown(focus, tokenizer, told, "Where is the meeting point of the rowing club now?"))
     assert [place in now for place in PLACES] == [False, False, False, True]
 
 
@@ -60,7 +78,7 @@ def test_the_last_statement_and_its_surroundings(
 def test_all_of_them_where_the_question_is_not_of_now(
     focus: Focus, tokenizer: PreTrainedTokenizerBase, told: list[list[int]], asked: str
 ) -> None:
-    ever = shown(focus, tokenizer, told, asked)
+    ever = "".join(shown(focus, tokenizer, told, asked))
     assert all(place in ever for place in PLACES)
 
 
@@ -71,5 +89,16 @@ def test_a_subject_is_no_fact_that_changed(
     said = tokenizer(" The rowing club met at the meeting point.", add_special_tokens=False)["input_ids"]
     piece = told[0][:5_000]
     often = [token for start in range(0, 5_000, 200) for token in [*piece[start : start + 200], *said]]
-    now = shown(focus, tokenizer, [often, *told[1:2]], "Where is the meeting point of the rowing club now?")
+    asked = "Where is the meeting point of the rowing club now?"
+    now = "".join(shown(focus, tokenizer, [often, *told[1:2]], asked))
     assert now.count("rowing club") > 10
+
+
+def test_each_step_to_the_answer_is_shown_with_its_text(
+    focus: Focus, tokenizer: PreTrainedTokenizerBase, pieces: list[list[int]]
+) -> None:
+    """The second one has no word of the question; as much stands around it as around the first."""
+    says = [" Dara gave the parcel to Mirabel.", "", " What Mirabel got was put in the tin cabin."]
+    texts = shown(focus, tokenizer, plant(tokenizer, pieces, says), "Where is the parcel from Dara now?")
+    lengths = [len(text) for says_it in (says[0], says[2]) for text in texts if says_it in text]
+    assert len(lengths) == 2 and min(lengths) > 1_000 and max(lengths) < 2 * min(lengths)
