@@ -2,7 +2,8 @@
 
 OpenAI's presence and frequency penalties count what was said, and an answer that is folded has still said it. vLLM
 counts the output tokens that stand behind the prompt; what came before them travels with the sampling parameters, so
-that both of vLLM's model runners have it, also after a preemption.
+that both of vLLM's model runners have it, also after a preemption. It is counted once per request, so that a step costs
+the same however long the answer is.
 """
 
 from collections.abc import Sequence
@@ -15,18 +16,42 @@ from vllm.sampling_params import SamplingParams
 from megacontext_vllm.engine.patches import Patch
 
 FOLDED = "megacontext_folded"
-"""Name in ``SamplingParams.extra_args``: uint32 [n], the tokens of the answer before those that are output. Set by the
-scheduler only: as an argument of a request it is refused as unknown."""
+"""Name in ``SamplingParams.extra_args`` of the ``Folded`` of an answer. Set by the scheduler only: as an argument of a
+request it is refused as unknown."""
+
+
+class Folded:
+    """``tokens`` uint32 [n] of an answer, before those that are output. Logs that print it do not print an answer."""
+
+    __slots__ = ("tokens",)
+
+    def __init__(self, tokens: np.ndarray) -> None:
+        self.tokens = tokens
+
+    def __repr__(self) -> str:
+        return f"<{len(self.tokens)} tokens>"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Folded) and np.array_equal(self.tokens, other.tokens)
+
+    __hash__ = None  # type: ignore[assignment]
 
 
 def remember_folded(params: SamplingParams, folded: np.ndarray) -> None:
     """Note in ``params`` what was folded of its answer, if it has penalties that count it."""
     if params.repetition_penalty != 1 or params.presence_penalty != 0 or params.frequency_penalty != 0:
-        params.extra_args = {**(params.extra_args or {}), FOLDED: folded}
+        params.extra_args = {**(params.extra_args or {}), FOLDED: Folded(folded)}
 
 
 def _folded(params: SamplingParams | None) -> np.ndarray | None:
-    return (params.extra_args or {}).get(FOLDED) if params is not None else None
+    found = (params.extra_args or {}).get(FOLDED) if params is not None else None
+    return None if found is None else found.tokens
+
+
+def _counts(folded: np.ndarray, vocabulary: int, device: torch.device) -> torch.Tensor:
+    """int32 [vocabulary]: how often each token was said."""
+    counted = torch.from_numpy(np.bincount(folded, minlength=vocabulary).astype(np.int32))
+    return counted.to(device, non_blocking=True)
 
 
 class Output(list[int]):
@@ -34,15 +59,43 @@ class Output(list[int]):
 
     def __init__(self, tokens: Sequence[int], folded: np.ndarray) -> None:
         super().__init__(tokens)
-        self.folded = folded.tolist()
+        self._folded = folded
+        self._counted: torch.Tensor | None = None
+
+    def counts(self, logits: torch.Tensor) -> torch.Tensor:
+        """int32 [vocabulary] of ``logits`` [rows, vocabulary], where these are."""
+        if self._counted is None:
+            self._counted = _counts(self._folded, logits.shape[1], logits.device)
+        return self._counted
 
 
-def _everything(rows: list[list[int]], requests: list[list[int]]) -> list[list[int]]:
-    """``rows``: what is output in each row of the logits; ``requests``: the list of the request it belongs to."""
-    return [
-        [*request.folded, *row] if isinstance(request, Output) else row
-        for row, request in zip(rows, requests, strict=True)
-    ]
+def _count_folded(
+    logits: torch.Tensor, metadata: Any, rows: Sequence[int], outputs: Sequence[Sequence[int]]
+) -> torch.Tensor:
+    """``logits`` [rows, vocabulary], in which vLLM has counted prompt and output, with what was folded, in place.
+
+    rows     the request of each row of the logits; outputs: its output there.
+
+    The same as if all had been counted at once (``vllm/model_executor/layers/utils.py: apply_penalties``): what is
+    neither in the prompt nor in the output was not touched there, and everything else has had its repetition penalty.
+    """
+    vocabulary = logits.shape[1]
+    for row, (request, output) in enumerate(zip(rows, outputs, strict=True)):
+        said = metadata.output_token_ids[request]
+        if not isinstance(said, Output):
+            continue
+        counts = said.counts(logits)
+        in_output = torch.zeros(vocabulary + 1, dtype=torch.bool, device=logits.device)  # the last for padding
+        in_output[torch.tensor(output, dtype=torch.int64).to(logits.device, non_blocking=True)] = True
+        known = in_output.clone()
+        known[metadata.prompt_token_ids[request]] = True
+        repeated = (counts > 0) & ~known[:vocabulary]
+        penalty = torch.where(repeated, metadata.repetition_penalties[request], 1.0)
+        values = logits[row]
+        values = torch.where(values > 0, values / penalty, values * penalty)
+        values = values - metadata.frequency_penalties[request] * counts
+        logits[row] = values - metadata.presence_penalties[request] * ((counts > 0) & ~in_output[:vocabulary])
+    return logits
 
 
 def _wrap_input_batch_add_request(original: Any) -> Any:
@@ -55,12 +108,16 @@ def _wrap_input_batch_add_request(original: Any) -> Any:
     return add_request
 
 
+def _any_folded(metadata: Any) -> bool:
+    return not metadata.no_penalties and any(isinstance(output, Output) for output in metadata.output_token_ids)
+
+
 def _wrap_apply_penalties(original: Any) -> Any:
     def apply_penalties(logits: Any, sampling_metadata: Any, output_token_ids: Any) -> Any:
-        requests = sampling_metadata.output_token_ids
-        if any(isinstance(request, Output) for request in requests):
-            output_token_ids = _everything(output_token_ids, requests)
-        return original(logits, sampling_metadata, output_token_ids)
+        logits = original(logits, sampling_metadata, output_token_ids)
+        if not _any_folded(sampling_metadata):
+            return logits
+        return _count_folded(logits, sampling_metadata, range(len(output_token_ids)), output_token_ids)
 
     return apply_penalties
 
@@ -69,12 +126,11 @@ def _wrap_apply_penalties_to_drafts(original: Any) -> Any:
     def apply_penalties(
         logits: Any, sampling_metadata: Any, metadata: Any, repeat_indices: Any, output_token_ids: Any
     ) -> Any:
-        requests = sampling_metadata.output_token_ids
-        if any(isinstance(request, Output) for request in requests):
-            counts = metadata.num_draft_tokens
-            each = [request for request, n in zip(requests, counts, strict=True) for _ in range(n)]
-            output_token_ids = _everything(output_token_ids, each)
-        return original(logits, sampling_metadata, metadata, repeat_indices, output_token_ids)
+        logits = original(logits, sampling_metadata, metadata, repeat_indices, output_token_ids)
+        if not _any_folded(sampling_metadata):
+            return logits
+        rows = [request for request, drafts in enumerate(metadata.num_draft_tokens) for _ in range(drafts)]
+        return _count_folded(logits, sampling_metadata, rows, output_token_ids)
 
     return apply_penalties
 
@@ -97,8 +153,7 @@ def _wrap_penalties_apply_staged_writes(original: Any) -> Any:
         result = original(self)
         for req_idx, folded in self.__dict__.pop(_WAITING, {}).items():
             counts = self.output_bin_counts[req_idx]
-            said = torch.from_numpy(np.bincount(folded, minlength=len(counts)).astype(np.int32))
-            counts += said.to(counts.device, non_blocking=True)
+            counts += _counts(folded, len(counts), counts.device)
         return result
 
     return apply_staged_writes

@@ -17,9 +17,10 @@ from megacontext_vllm.errors import BudgetError
 from megacontext_vllm.focus.allocator import allocate
 from megacontext_vllm.focus.blend import blend
 from megacontext_vllm.focus.encoder import Encoder, EncoderLens
-from megacontext_vllm.focus.lexical import LexicalLens
+from megacontext_vllm.focus.lexical import Found, LexicalLens
 from megacontext_vllm.focus.meaning import MeaningLens
 from megacontext_vllm.focus.neighbours import apart
+from megacontext_vllm.focus.present import told_backwards
 from megacontext_vllm.focus.query import Decode, Query, find_query
 from megacontext_vllm.focus.second_look import look_again, look_ahead
 from megacontext_vllm.focus.spelling import Joined
@@ -132,7 +133,7 @@ class Focus:
     def _utility(self, tokens: npt.NDArray[np.uint32], query: Query, joined: Joined) -> npt.NDArray[np.float32]:
         found = self.lens.find(tokens, query, joined)
         led = look_again(tokens, query, found.utility, self.lens)
-        told = versions(found.utility, found.share) if query.now else []
+        told = self._told(tokens, query, found)
         places = told[:1] or answering(found.utility, found.share)
         words = without_rivals(found.utility, found.share) if places else found.utility
         meant = self._read(tokens, query, self._meant(tokens, query, joined, words), words)
@@ -147,6 +148,19 @@ class Focus:
             utility[hops] = np.maximum(utility[hops], utility[places[0]])
             places += hops
         return outdate(surround(utility, places, float(found.share.max(initial=0))), told)
+
+    def _told(self, tokens: npt.NDArray[np.uint32], query: Query, found: Found) -> list[int]:
+        """The blocks that tell anew what the question asks for as it is now, the last one first; mostly none."""
+        told = versions(found.utility, found.share) if query.now else []
+        if len(told) < 2:
+            return told
+        # In another message it is a question that was asked before, or what was answered, as likely as what holds.
+        start = max(0, told[-1] - 1) * BLOCK
+        between = tokens[start : query.start] if start < query.start else tokens[query.start : (told[0] + 2) * BLOCK]
+        if np.isin(between, np.fromiter(self.special_ids, dtype=np.uint32, count=len(self.special_ids))).any():
+            return []
+        parts = [tokens[max(0, place - 1) * BLOCK : (place + 2) * BLOCK].tolist() for place in reversed(told)]
+        return [] if told_backwards([self.decode(part) for part in parts]) else told
 
     def _meant(
         self, tokens: npt.NDArray[np.uint32], query: Query, joined: Joined, words: npt.NDArray[np.float32]

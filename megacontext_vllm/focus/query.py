@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from megacontext_vllm.focus.present import asks_for_now, says_when
+from megacontext_vllm.focus.present import asks_for_now
 
 Decode = Callable[[list[int]], str]
 
@@ -35,8 +35,7 @@ _ROLES = _ASKERS | {"assistant", "system", "developer", "model", "tool", "ipytho
 class Query:
     """What is asked.
 
-    terms, weights  int64 and float32 [terms]: token ids in order of the text, and how much each counts, 0 for what need
-                    not be where the answer is.
+    terms, weights  int64 and float32 [terms]: token ids in order of the text, and how much each counts.
     start, end      the asking part of the prompt ``[start, end)``: it must be shown raw, with all that follows it.
     opening         ``[start, stop)`` of an instruction at the beginning whose terms count too; (0, 0) without one.
     recent          ``[start, stop)`` of an answer under way, or of its end; (0, 0) without one.
@@ -125,17 +124,13 @@ def find_query(
         major[:before] = _minor_weight(before, len(major) - before)
     minor[:] = _minor_weight(len(minor), len(major))
     terms = np.concatenate([opening, last]).astype(np.int64)
-    asking = terms[asks].tolist()
-    now = asks_for_now(decode(asking))
-    if now:
-        weights[asks][[says_when(decode([term])) for term in asking]] = 0
     return Query(
         terms,
         weights,
         closing.start,
         message.end,
         opening=(first, first + len(opening)) if len(opening) else (0, 0),
-        now=now,
+        now=asks_for_now(decode(terms[asks].tolist())),
     )
 
 

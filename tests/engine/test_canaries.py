@@ -176,6 +176,10 @@ def _params() -> SimpleNamespace:
     return SimpleNamespace(extra_args=None)
 
 
+def _metadata() -> SimpleNamespace:
+    return SimpleNamespace(no_penalties=False, output_token_ids=[[1]])
+
+
 # For each patch: what it is called with, for a server that did not ask for the plugin.
 CALLS: dict[str, Callable[[], tuple[tuple[Any, ...], dict[str, Any]]]] = {
     "EngineArgs.add_cli_args": lambda: ((argparse.ArgumentParser(),), {}),
@@ -205,9 +209,9 @@ CALLS: dict[str, Callable[[], tuple[tuple[Any, ...], dict[str, Any]]]] = {
     ),
     "GPUModelRunner._update_streaming_request": lambda: ((SimpleNamespace(), "id", SimpleNamespace()), {}),
     "InputBatch.add_request": lambda: ((SimpleNamespace(), SimpleNamespace(sampling_params=_params())), {}),
-    "Sampler.apply_penalties": lambda: ((object(), SimpleNamespace(output_token_ids=[[1], []]), [[1], []]), {}),
+    "Sampler.apply_penalties": lambda: ((object(), _metadata(), [[1]]), {}),
     "RejectionSampler.apply_penalties": lambda: (
-        (object(), SimpleNamespace(output_token_ids=[[1]]), SimpleNamespace(num_draft_tokens=[1]), object(), [[1]]),
+        (object(), _metadata(), SimpleNamespace(num_draft_tokens=[1]), object(), [[1]]),
         {},
     ),
     "PenaltiesState.add_request": lambda: ((object(), 0, _params()), {}),

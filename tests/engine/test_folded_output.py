@@ -1,5 +1,6 @@
 """Penalties count what was folded of an answer: in vLLM's own batch and samplers, of both of its model runners."""
 
+import pickle
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +14,7 @@ from vllm.v1.worker.gpu.sample import penalties
 from vllm.v1.worker.gpu_input_batch import CachedRequestState, InputBatch
 
 from megacontext_vllm.engine import patches
-from megacontext_vllm.engine.folded_output import FOLDED, PATCHES, remember_folded
+from megacontext_vllm.engine.folded_output import FOLDED, PATCHES, Folded, remember_folded
 
 WORDS = 20
 FREQUENCY, PRESENCE = 0.25, 2.0
@@ -78,6 +79,29 @@ def test_rows_that_move() -> None:
     assert torch.equal(penalised(made)[0], before)
 
 
+def test_all_at_once_is_the_same() -> None:
+    """Every penalty at the same time, against vLLM with all of it as output; nothing of one row in another."""
+    rng = np.random.default_rng(0)
+    values = {"frequency_penalty": 0.3, "presence_penalty": -0.7, "repetition_penalty": 1.7}
+    parts, wholes = [], []
+    for length in (0, 1, 9):
+        prompt, before, output = (rng.integers(0, WORDS, n).tolist() for n in (4 + length, 6, length))
+        parts.append((prompt, output, asked(np.array(before, dtype=np.uint32), **values)))
+        wholes.append((prompt, [*before, *output], asked(None, **values)))
+    logits = torch.from_numpy(rng.standard_normal((3, WORDS)).astype(np.float32) * 3)
+    ours, theirs = (
+        Sampler.apply_penalties(logits.clone(), made.sampling_metadata, made.sampling_metadata.output_token_ids)
+        for made in (batch(*parts), batch(*wholes))
+    )
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_a_token_that_is_not_known_yet() -> None:
+    """Where scheduling runs ahead, vLLM has -1 in the place of the newest."""
+    made, without = batch(([1], [5, -1], asked(SAID_BEFORE))), batch(([1], [5], asked(SAID_BEFORE)))
+    assert torch.equal(penalised(made), penalised(without))
+
+
 def test_repetition_penalty() -> None:
     made = batch(([1, 2], [5], asked(SAID_BEFORE, frequency_penalty=0, presence_penalty=0, repetition_penalty=2.0)))
     metadata = made.sampling_metadata
@@ -103,7 +127,11 @@ def test_without_penalties_nothing_travels() -> None:
     assert not params.extra_args
     params = SamplingParams(presence_penalty=1.0, extra_args={"megacontext_trace": 1})
     remember_folded(params, SAID_BEFORE)
-    assert params.extra_args == {"megacontext_trace": 1, FOLDED: SAID_BEFORE}
+    assert params.extra_args == {"megacontext_trace": 1, FOLDED: Folded(SAID_BEFORE.copy())}
+    there = pickle.loads(pickle.dumps(params))
+    assert there == params and "7" not in repr(there.extra_args[FOLDED]), "to other workers, and in no log"
+    remember_folded(there, SAID_BEFORE[:2])
+    assert there != params
 
 
 def second_runner(device: torch.device, params: dict[int, SamplingParams], tokens: list[list[int]]) -> Any:

@@ -47,11 +47,14 @@ def told(tokenizer: PreTrainedTokenizerBase, pieces: list[list[int]]) -> list[li
     return plant(tokenizer, pieces, says)
 
 
-def shown(focus: Focus, tokenizer: PreTrainedTokenizerBase, told: list[list[int]], asked: str) -> list[str]:
-    """The texts that are raw before the question, each in one piece."""
+def shown(
+    focus: Focus, tokenizer: PreTrainedTokenizerBase, told: list[list[int]], asked: str, between: str = ""
+) -> list[str]:
+    """The texts that are raw before the question, each in one piece; ``between``: what stands before it, too."""
     history = [token for piece in told for token in piece]
     # Tokens of a chat, as the template would make them of so long a text.
-    head, tail = tokenizer("<|im_start|>user\n")["input_ids"], tokenizer(f"\n\n{asked}<|im_end|>\n")["input_ids"]
+    texts = ("<|im_start|>user\n", f"{between}\n\n{asked}<|im_end|>\n")
+    head, tail = (tokenizer(part)["input_ids"] for part in texts)
     tokens = np.array([*head, *history, *tail], dtype=np.uint32)
     entries = focus.allocate(focus.score(tokens), WINDOW, gists=False).entries
     pieces: list[list[int]] = [[]]
@@ -69,6 +72,26 @@ def test_the_last_statement_and_its_surroundings(
 ) -> None:
     now = "".join(shown(focus, tokenizer, told, "Where is the meeting point of the rowing club now?"))
     assert [place in now for place in PLACES] == [False, False, False, True]
+
+
+@pytest.mark.parametrize("reply", ["The meeting point of the rowing club is the granite bridge.", "I cannot say."])
+def test_a_question_that_was_asked_before_does_not_tell_it_anew(
+    focus: Focus, tokenizer: PreTrainedTokenizerBase, told: list[list[int]], reply: str
+) -> None:
+    asked = "Where is the meeting point of the rowing club?"
+    turn = f"\n\n{asked}<|im_end|>\n<|im_start|>assistant\n{reply}<|im_end|>\n<|im_start|>user"
+    now = "".join(shown(focus, tokenizer, told, asked.replace("?", " now?"), turn))
+    assert all(place in now for place in PLACES)
+
+
+def test_a_text_that_is_told_backwards(
+    focus: Focus, tokenizer: PreTrainedTokenizerBase, pieces: list[list[int]]
+) -> None:
+    says = [f" In {2024 - i} the meeting point of the rowing club was the {place}." for i, place in enumerate(PLACES)]
+    for one, last in ((says, False), (says[::-1], True)):
+        asked = "Where is the meeting point of the rowing club now?"
+        now = "".join(shown(focus, tokenizer, plant(tokenizer, pieces, one), asked))
+        assert [place in now for place in PLACES] == [True, *([not last] * 3)]
 
 
 @pytest.mark.parametrize(
