@@ -154,10 +154,12 @@ class Focus:
         told = versions(found.utility, found.share) if query.now else []
         if len(told) < 2:
             return told
-        # In another message it is a question that was asked before, or what was answered, as likely as what holds.
+        # In another message it is a question that was asked before, or what was answered, as likely as what holds. Not
+        # every special token is between messages: a text may have "<filename>" in it.
+        closing = tokens[query.end : query.end + 1]
         start = max(0, told[-1] - 1) * BLOCK
-        between = tokens[start : query.start] if start < query.start else tokens[query.start : (told[0] + 2) * BLOCK]
-        if np.isin(between, np.fromiter(self.special_ids, dtype=np.uint32, count=len(self.special_ids))).any():
+        between = tokens[start : query.start] if start < query.start else tokens[query.end + 1 : (told[0] + 2) * BLOCK]
+        if len(closing) and (between == closing).any():
             return []
         parts = [tokens[max(0, place - 1) * BLOCK : (place + 2) * BLOCK].tolist() for place in reversed(told)]
         return [] if told_backwards([self.decode(part) for part in parts]) else told

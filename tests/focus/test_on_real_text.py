@@ -67,10 +67,13 @@ def shown(
     return [tokenizer.decode(piece) for piece in pieces]
 
 
+@pytest.mark.parametrize("special", ["", " Give the <filename>."])
 def test_the_last_statement_and_its_surroundings(
-    focus: Focus, tokenizer: PreTrainedTokenizerBase, told: list[list[int]]
+    focus: Focus, tokenizer: PreTrainedTokenizerBase, told: list[list[int]], special: str
 ) -> None:
-    now = "".join(shown(focus, tokenizer, told, "Where is the meeting point of the rowing club now?"))
+    """Also in a text that has what is a special token elsewhere."""
+    asked = "Where is the meeting point of the rowing club now?"
+    now = "".join(shown(focus, tokenizer, told, asked, special))
     assert [place in now for place in PLACES] == [False, False, False, True]
 
 
