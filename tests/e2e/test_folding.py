@@ -1,6 +1,5 @@
 """Answers longer than the engine's 256 positions: after a fold, too, the engine says what transformers says."""
 
-import itertools
 import math
 import re
 from collections.abc import Callable
@@ -129,24 +128,6 @@ def test_presence_and_frequency_penalties_and_logprobs(
             said.append(token)
             step = torch.tensor([[token]])
             out = reference.model(input_ids=step, past_key_values=out.past_key_values, use_cache=True)
-
-
-def test_bad_words(small: Engine, history: list[int], outputs: dict[str, Any]) -> None:
-    """A word of two tokens, first said after the fold, is not said any more; nothing before it changes."""
-    (plain,), tokenizer = outputs["plain"].outputs, small.llm.get_tokenizer()
-    said, folded = list(plain.token_ids), small.trace(outputs["plain"])["history_tokens"] - len(history)
-    pairs = list(itertools.pairwise(said))
-    at = next(i for i in range(folded + 2, len(pairs)) if pairs.index(pairs[i]) == i and _is_word(tokenizer, pairs[i]))
-    word = tokenizer.decode(pairs[at])
-    (output,) = small.ask([history], greedy(STEPS, bad_words=[word.strip()]))
-    again = list(output.outputs[0].token_ids)
-    assert again[: at + 1] == said[: at + 1] and pairs[at] not in itertools.pairwise(again)
-
-
-def _is_word(tokenizer: Any, pair: tuple[int, int]) -> bool:
-    """Whether vLLM makes these tokens of the text they stand for (SamplingParams.update_from_tokenizer)."""
-    text = tokenizer.decode(pair)
-    return text.startswith(" ") and tokenizer.encode(text, add_special_tokens=False) == list(pair)
 
 
 def test_structured_output(outputs: dict[str, Any]) -> None:
