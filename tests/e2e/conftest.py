@@ -74,6 +74,10 @@ def address(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         *(str(Path(sys.executable).parent / "vllm"), "serve", str(model_dir), "--plugin", "megacontext"),
         *("--served-model-name", "m", "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32"),
         *("--max-model-len", "2048", "--max-num-seqs", "8", "--enforce-eager", "--enable-prompt-tokens-details"),
+        *("--enable-auto-tool-choice", "--tool-call-parser", "granite"),
+        # Where whitespace may be anything, a small model may go on with it for ever.
+        *("--structured-outputs-config.backend", "xgrammar"),
+        *("--structured-outputs-config.disable_any_whitespace", "true"),
         *("--additional-config.megacontext.window", str(SERVED_WINDOW)),
         *("--additional-config.megacontext.history_limit", str(SERVED_LIMIT)),
         *("--additional-config.megacontext.store", str(folder / "store")),

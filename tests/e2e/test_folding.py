@@ -130,6 +130,32 @@ def test_presence_and_frequency_penalties_and_logprobs(
             out = reference.model(input_ids=step, past_key_values=out.past_key_values, use_cache=True)
 
 
+def test_bad_words(
+    small: Engine, asked: dict[str, tuple[list[int], SamplingParams]], outputs: dict[str, Any]
+) -> None:
+    """A word that began before the fold is not ended behind it; nothing before that changes."""
+    prompt, params = asked["seed"]
+    (free,), trace = outputs["seed"].outputs, small.trace(outputs["seed"])
+    said, at = list(free.token_ids), trace["history_tokens"] - len(prompt)
+    word = _across(small.llm.get_tokenizer(), said, at)
+    forbidding = params.clone()
+    forbidding.bad_words = [word]
+    (output,) = small.ask([prompt], forbidding)
+    again = list(output.outputs[0].token_ids)
+    assert again[:at] == said[:at] and again[at] != said[at] and len(again) == STEPS
+
+
+def _across(tokenizer: Any, said: list[int], at: int) -> str:
+    """The shortest text of more than a token that ends with ``said[at]``, and that vLLM forbids as these tokens."""
+    for begin in reversed(range(at - 4, at)):
+        text = tokenizer.decode(said[begin : at + 1])
+        params = SamplingParams(bad_words=[text])
+        params.update_from_tokenizer(tokenizer)
+        if said[begin : at + 1] in params.bad_words_token_ids:
+            return str(text)
+    raise AssertionError(f"{said[at - 4 : at + 1]} are no text's tokens: take another seed")
+
+
 def test_structured_output(outputs: dict[str, Any]) -> None:
     (answer,) = outputs["structured"].outputs
     assert len(answer.token_ids) > LENGTH - WINDOW

@@ -12,6 +12,8 @@ from engines import SERVED_LIMIT as LIMIT
 from engines import SERVED_WINDOW as WINDOW
 from openai import BadRequestError, OpenAI
 
+NUMBERS, EITHER = 150, [10203040, 50607080]
+"""A tool's arguments: numbers of a token a digit, and a comma; longer than what a window leaves of the engine."""
 QUESTIONS = json.loads((Path(__file__).parent / "questions.json").read_text(encoding="utf-8"))
 
 
@@ -103,6 +105,33 @@ def test_streaming_counts_the_true_history(client: OpenAI, text: str) -> None:
     chunks = list(chat(client, text[:40_000], stream=True, stream_options={"include_usage": True}, max_tokens=5))
     assert chunks[-1].usage.prompt_tokens > 7000
     assert chunks[-1].usage.completion_tokens == 5 or chunks[-2].choices[0].finish_reason == "stop"
+
+
+def test_a_tool_call_goes_on_across_a_fold(client: OpenAI, address: str, text: str) -> None:
+    """Its arguments are longer than the engine has positions for, and reach the client as one stream of one call."""
+    numbers = {"type": "array", "items": {"enum": EITHER}, "minItems": NUMBERS, "maxItems": NUMBERS}
+    parameters = {"type": "object", "properties": {"numbers": numbers}, "required": ["numbers"]}
+    stream = chat(
+        client,
+        f"{text[:30_000]}\n\nWhich numbers are spoken of?",
+        tools=[{"type": "function", "function": {"name": "note", "parameters": parameters}}],
+        tool_choice={"type": "function", "function": {"name": "note"}},
+        max_tokens=4 * WINDOW,
+        stream=True,
+        stream_options={"include_usage": True},
+    )
+    calls, response_id, usage, reasons = [], "", None, []
+    for chunk in stream:
+        response_id, usage = chunk.id, chunk.usage or usage
+        for choice in chunk.choices:
+            calls += choice.delta.tool_calls or []
+            reasons += [choice.finish_reason] if choice.finish_reason else []
+    trace = focus(address, response_id).raise_for_status().json()
+    assert trace["history_tokens"] > usage.prompt_tokens, "it was folded"
+    assert usage.completion_tokens > WINDOW and len(reasons) == 1
+    assert {call.index for call in calls} == {0} and [c.function.name for c in calls if c.function.name] == ["note"]
+    arguments = json.loads("".join(call.function.arguments or "" for call in calls))
+    assert len(arguments["numbers"]) == NUMBERS and set(arguments["numbers"]) <= set(EITHER)
 
 
 def test_a_million_tokens(client: OpenAI, address: str, text: str) -> None:
