@@ -7,8 +7,9 @@ which prefills it; they are checked on construction, so a Working Context that e
 
 from dataclasses import dataclass
 from enum import Enum, auto
+from typing import NamedTuple
 
-from megacontext_vllm.tree.nodes import BLOCK, span
+from megacontext_vllm.tree.nodes import BLOCK
 
 
 class Kind(Enum):
@@ -19,8 +20,7 @@ class Kind(Enum):
     GAP = auto()
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):  # a large window has thousands, and frozen dataclasses take five times as long to make
     """One entry; it shows tokens ``[start, end)`` of the history.
 
     kind    RAW: a whole block as 32 raw tokens, or the unfinished tail (fewer tokens). GIST: one embedding for node
@@ -35,7 +35,7 @@ class Entry:
 
     kind: Kind
     level: int
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody asks an entry for
     start: int
     end: int
     cost: int
@@ -65,20 +65,21 @@ class WorkingContext:
         position = 0
         previous: Kind | None = None
         for entry in self.entries:
-            assert entry.start == position < entry.end, f"contiguity: {entry} should start at {position}"
-            if entry.kind is Kind.GIST:
-                assert entry.level >= 1, f"a gist stands for at least a block: {entry}"
-                assert (entry.start, entry.end) == span(entry.level, entry.index), f"alignment: {entry}"
-                assert entry.end <= self.length, f"no such node: {entry}"
-                assert entry.cost == 1, f"a gist costs 1: {entry}"
+            kind, level, index, start, end, cost, _, _ = entry
+            assert start == position < end, f"contiguity: {entry} should start at {position}"
+            if kind is Kind.GIST:
+                assert level >= 1, f"a gist stands for at least a block: {entry}"
+                width = BLOCK**level
+                assert start == index * width and end == start + width, f"alignment: {entry}"
+                assert end <= self.length, f"no such node: {entry}"
+                assert cost == 1, f"a gist costs 1: {entry}"
             else:
-                assert (entry.level, entry.start) == (1, entry.index * BLOCK), f"alignment: {entry}"
-                whole = entry.end % BLOCK == 0
-                assert whole or (entry.end == self.length and entry.kind is Kind.RAW), f"alignment: {entry}"
-                if entry.kind is Kind.RAW:
-                    assert entry.cost == entry.end - entry.start <= BLOCK, f"a raw entry is one block: {entry}"
+                assert level == 1 and start == index * BLOCK, f"alignment: {entry}"
+                assert end % BLOCK == 0 or (end == self.length and kind is Kind.RAW), f"alignment: {entry}"
+                if kind is Kind.RAW:
+                    assert cost == end - start <= BLOCK, f"a raw entry is one block: {entry}"
                 else:
-                    assert entry.cost >= 0, f"negative cost: {entry}"
+                    assert cost >= 0, f"negative cost: {entry}"
                     assert previous is not Kind.GAP, f"two gaps side by side: {entry}"
-            position, previous = entry.end, entry.kind
+            position, previous = end, kind
         assert position == self.length, f"contiguity: entries end at {position}, the history at {self.length}"

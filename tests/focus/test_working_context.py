@@ -1,7 +1,5 @@
 """The invariants of a Working Context: what check() must refuse."""
 
-from dataclasses import replace
-
 import pytest
 
 from megacontext_vllm.focus.working_context import Entry, Kind, WorkingContext
@@ -46,13 +44,13 @@ def test_nothing_tiles_an_empty_history() -> None:
         ((GOOD[0], *GOOD), 99, "contiguity"),
         ((GOOD[0], GOOD[1], gap(33, 36), gap(36, 40), *GOOD[3:]), 99, "two gaps"),
         ((*GOOD[:-1], gist(1, 41)), 99, "no such node"),
-        ((*GOOD[:-1], replace(gist(1, 41), end=LENGTH)), 99, "alignment"),
-        ((*GOOD[:-1], replace(gap(41, 42), end=LENGTH)), 99, "alignment"),
-        ((*GOOD[:3], replace(raw(40), end=LENGTH, cost=39)), 99, "one block"),
-        ((*GOOD[:3], replace(raw(40), end=40 * 32 + 20, cost=20)), 99, "alignment"),
-        ((*GOOD[:3], replace(raw(40), index=39), GOOD[4]), 99, "alignment"),
-        ((replace(GOOD[0], cost=2), *GOOD[1:]), 99, "a gist costs 1"),
-        ((*GOOD[:3], replace(raw(40), cost=31), GOOD[4]), 99, "one block"),
+        ((*GOOD[:-1], gist(1, 41)._replace(end=LENGTH)), 99, "alignment"),
+        ((*GOOD[:-1], gap(41, 42)._replace(end=LENGTH)), 99, "alignment"),
+        ((*GOOD[:3], raw(40)._replace(end=LENGTH, cost=39)), 99, "one block"),
+        ((*GOOD[:3], raw(40)._replace(end=40 * 32 + 20, cost=20)), 99, "alignment"),
+        ((*GOOD[:3], raw(40)._replace(index=39), GOOD[4]), 99, "alignment"),
+        ((GOOD[0]._replace(cost=2), *GOOD[1:]), 99, "a gist costs 1"),
+        ((*GOOD[:3], raw(40)._replace(cost=31), GOOD[4]), 99, "one block"),
     ],
 )
 def test_a_broken_invariant_is_refused(entries: tuple[Entry, ...], window: int, why: str) -> None:
