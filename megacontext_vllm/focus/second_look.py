@@ -7,8 +7,10 @@ down to terms that point at a handful of blocks: whatever is less rare only dilu
 a name may stand in more of them, each worth less, for budgets that have room: names are what facts are tied by.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from operator import attrgetter
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +25,7 @@ _CLEAR, _RIVAL, _RIVALS = 0.9, 0.7, 3  # where several places answer this well, 
 _RARE = 4  # further blocks that a term may stand in
 _NAMED = 32  # or one that is written like a name
 _WORTH = 0.8  # of a place that one term names, and no other block has; beside 1 for the best of the first look
+_BESIDE_NAMES = 0.65  # of that, where a name leads on, too: a rare word may stand twice by chance
 _FOLLOWED = 0.5 * _WORTH  # places at least this useful are read in turn
 _REACH = 32  # tokens of a sentence that are read, to either side of what was found in it
 _OVERHANG = 8  # tokens beyond a block in which a hit still counts as the block's
@@ -33,6 +36,18 @@ _AHEAD, _AT_MOST = 1.5, 0.85  # what an answer names is worth more than what a p
 
 Terms = tuple[int, ...]
 """One term, or two that stand side by side: a rare word is often several tokens."""
+
+
+class Lead(NamedTuple):
+    """Where a term may lead. ``name``: it is written like one. ``worth``: in (0, 1], of the place that names it."""
+
+    name: bool
+    worth: float = 1.0
+
+    @property
+    def most(self) -> int:
+        """In how many further blocks it may stand."""
+        return _NAMED if self.name else _RARE
 
 
 def look_again(
@@ -70,7 +85,7 @@ def look_ahead(
     nothing = np.zeros(len(tokens) // BLOCK, dtype=np.bool_)
     newest = dict(reader.named_in_answer(middle, stop))
     led, anchors = reader.places(newest, nothing)
-    older = {term: most for term, most in reader.named_in_answer(start, middle) if term not in newest}
+    older = {term: lead for term, lead in reader.named_in_answer(start, middle) if term not in newest}
     np.maximum(led, np.float32(_OLDER) * reader.places(older, nothing)[0], out=led)
     led = np.minimum(np.float32(_AHEAD) * led, np.float32(_AT_MOST))
     # Each name has several places, so these come before what stands beside them.
@@ -113,41 +128,46 @@ class _Reader:
         """
         seen = np.zeros(len(utility), dtype=np.bool_)
         raised = utility.copy()
+        worth = dict.fromkeys(found, 1.0)
         for _ in range(looks):
-            for block in found:
+            for block in worth:
                 seen[max(0, block - 1) : block + 2] = True
-            named = {term: most for block in found for term, most in self.named(block, anchors, known)}
+            named: dict[Terms, Lead] = {}
+            for block, most in worth.items():
+                for term, lead in self.named(block, anchors, known):
+                    # Where it leads is worth no more than what it started from.
+                    lead = lead._replace(worth=most * lead.worth)
+                    named[term] = max(named.get(term, lead), lead, key=attrgetter("worth", "name"))
             led, anchors = self.places(named, seen)
             if not anchors:
                 break
             known = known | {part for term in named for part in term}
             lent = np.float32(INHERIT) * led
             np.maximum(raised, spread(led, lent, lent), out=raised)
-            found = apart(led, _FOLLOWED, _RARE)
+            worth = {block: min(1.0, float(led[block]) / _WORTH) for block in apart(led, _FOLLOWED, _RARE)}
         return raised
 
-    def named(self, block: int, anchors: set[int], known: set[int]) -> Iterable[tuple[Terms, int]]:
-        """New terms in the sentences of a block that hold one of ``anchors``, and in how many blocks each may stand."""
+    def named(self, block: int, anchors: set[int], known: set[int]) -> Iterator[tuple[Terms, Lead]]:
+        """New terms in the sentences of a block that hold one of ``anchors``."""
         low, high = max(0, block * BLOCK - _OVERHANG), min((block + 1) * BLOCK + _OVERHANG, len(self._terms))
         hits = low + np.flatnonzero(np.isin(self._terms[low:high], list(anchors)))
         for start, stop in {self._sentence(hit) for hit in hits.tolist()}:
             yield from self._named(self._terms[start:stop], start, known)
 
-    def named_in_answer(self, start: int, stop: int) -> Iterable[tuple[Terms, int]]:
+    def named_in_answer(self, start: int, stop: int) -> Iterator[tuple[Terms, Lead]]:
         """The same of the tokens ``[start, stop)``, which ask: what is new in them beside the question."""
         return self._named(self._said[start:stop], start, self.asked)
 
-    def _named(self, terms: npt.NDArray[np.int32], start: int, known: set[int]) -> Iterable[tuple[Terms, int]]:
+    def _named(self, terms: npt.NDArray[np.int32], start: int, known: set[int]) -> Iterator[tuple[Terms, Lead]]:
         words, stop = terms.tolist(), start + len(terms)
         capitals = self._lens.capitals(self._tokens[start:stop])
         # Any word is written so where a sentence begins.
         names = capitals & ~np.append(True, self._lens.ends(self._tokens[start:stop])[:-1])[: len(capitals)]
         for word, after, name in zip(words, [*words, -1][1:], names.tolist(), strict=True):
             if word >= 0 and word not in known:
-                most = _NAMED if name else _RARE
-                yield (word,), most
+                yield (word,), Lead(name)
                 if after >= 0 and after not in known:
-                    yield (word, after), most
+                    yield (word, after), Lead(name)
 
     def _sentence(self, hit: int) -> tuple[int, int]:
         low, high = max(0, hit - _REACH), min(hit + _REACH, len(self._tokens))
@@ -156,23 +176,22 @@ class _Reader:
         return int(before[-1]) + 1 if len(before) else low, int(after[0]) + 1 if len(after) else high
 
     def places(
-        self, named: Mapping[Terms, int], seen: npt.NDArray[np.bool_]
+        self, named: Mapping[Terms, Lead], seen: npt.NDArray[np.bool_]
     ) -> tuple[npt.NDArray[np.float32], set[int]]:
-        """Utility [blocks] of where ``named`` terms stand besides the blocks ``seen``, and which of them do.
-
-        named: in how many further blocks each may stand.
-        """
+        """Utility [blocks] of where ``named`` terms stand besides the blocks ``seen``, and which of them do."""
         terms = self._terms
-        utility = np.zeros(len(seen), dtype=np.float32)
+        by_name, by_word = np.zeros((2, len(seen)), dtype=np.float32)
         used: set[int] = set()
         if not named:
-            return utility, used
+            return by_name, used
         numbers = int(self._said.max(initial=-1)) + 2  # the last one is for -1
         count = np.bincount(terms + 1, minlength=numbers)[1:]
         # More than this cannot stand in so few blocks; of two that stand side by side, one has to be rare enough.
         already = int(seen.sum())
         named = {
-            term: most for term, most in named.items() if min(count[part] for part in term) <= BLOCK * (most + already)
+            term: lead
+            for term, lead in named.items()
+            if min(count[part] for part in term) <= BLOCK * (lead.most + already)
         }
         # A pair is looked up by its rarer part.
         rarer = {term: min(range(len(term)), key=lambda i: (count[term[i]], i)) for term in named}
@@ -188,7 +207,12 @@ class _Reader:
             blocks = np.unique(where // BLOCK)
             elsewhere = blocks[blocks < len(seen)]
             elsewhere = elsewhere[~seen[elsewhere]]
-            if 0 < len(elsewhere) <= named[term]:
-                utility[elsewhere] = np.maximum(utility[elsewhere], _WORTH / np.sqrt(np.float32(len(elsewhere))))
+            lead = named[term]
+            if 0 < len(elsewhere) <= lead.most:
+                utility = by_name if lead.name else by_word
+                worth = np.float32(_WORTH * lead.worth) / np.sqrt(np.float32(len(elsewhere)))
+                utility[elsewhere] = np.maximum(utility[elsewhere], worth)
                 used |= set(term)
-        return utility, used
+        if by_name.any():
+            by_word *= np.float32(_BESIDE_NAMES)
+        return np.maximum(by_name, by_word), used

@@ -66,6 +66,20 @@ def test_a_chain_of_three_facts_is_followed() -> None:
     assert set(changed.tolist()) <= {99, 100, 101, 159, 160, 161}
 
 
+def test_what_a_word_shared_by_chance_leads_to_is_worth_less_than_what_a_name_does() -> None:
+    """Both sentences of a parcel speak of a carter, and each parcel goes on."""
+    facts = {
+        640: " Name0 gave parcel to Name1 carter",
+        3200: " Name1 is in mill",
+        1920: " Name8 carter Name9",
+        4480: " Name9 is in mill",
+    }
+    first, again = look(facts)
+    assert again[100] >= 0.75
+    assert first[60] < again[60] < 0.56, "beside a name, a word is less sure"
+    assert first[140] < again[140] <= again[60], "nor is where it leads in turn"
+
+
 def test_the_fourth_fact_of_a_chain_is_out_of_reach() -> None:
     further = {5120: " Name2 gave to Name3", 6000: " Name3 is in mill"}
     first, again = look(CHAIN | further)
