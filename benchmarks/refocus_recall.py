@@ -68,12 +68,13 @@ def follow(focus: Focus, chat: ChatFormat, sample: Sample, window: int) -> tuple
     """For each sentence after the first: whether it is shown once the answer has told those before; once, renewed."""
     prompt = chat.prompt(sample)
     spans = [(start + len(prompt.prefix), stop + len(prompt.prefix)) for start, stop in sample.evidence]
-    once = shown(focus, focus.score(prompt.tokens), window, spans)
+    asked = focus.score(prompt.tokens)
+    once = shown(focus, asked, window, spans)
     renewed, answer = [], chat.encode("Here is the way of the parcel, one hand after the other.")
     for start, stop in sample.evidence[:-1]:
         answer = np.concatenate([answer, sample.history.tokens[start:stop]])
         everything = np.concatenate([prompt.tokens, answer])
-        scored = focus.score_again(everything, len(answer))
+        scored = focus.score_again(everything, asked)
         renewed.append(shown(focus, scored, window, spans)[len(renewed) + 1])
     return once[1:], renewed
 

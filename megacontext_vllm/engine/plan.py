@@ -11,11 +11,12 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from megacontext_vllm.engine.asked import Asked
 from megacontext_vllm.engine.content_ids import content_id
 from megacontext_vllm.engine.notes import note_plan
 from megacontext_vllm.errors import CorruptTreeError, StoreError
 from megacontext_vllm.focus.calibration import expected_gain
-from megacontext_vllm.focus.focus import Focus
+from megacontext_vllm.focus.focus import Focus, Scored
 from megacontext_vllm.focus.working_context import Entry, Kind, WorkingContext
 from megacontext_vllm.tree.gists import give_up_gists
 from megacontext_vllm.tree.nodes import BLOCK
@@ -92,6 +93,7 @@ class Planner:
     ) -> None:
         self.library = library
         self.focus = focus
+        self._asked = Asked(focus)
         self.gist_fingerprint = gist_fingerprint
         self.model_fingerprint = model_fingerprint
 
@@ -115,7 +117,7 @@ class Planner:
         acquired = self.library.acquire(request.namespace, tokens)
         lap("store")
         try:
-            scored = self.focus.score_again(tokens, request.answer) if request.answer else self.focus.score(tokens)
+            scored = self._score(request, tokens)
             lap("score")
             # Below a sealed node there are no gists to show. Without gists it makes no difference: the request brought
             # its tokens along.
@@ -137,6 +139,11 @@ class Planner:
         lap("note")
         plan.created, plan.reused, plan.seconds = acquired.created, acquired.reused, seconds
         return plan
+
+    def _score(self, request: PlanRequest, tokens: Tokens) -> Scored:
+        if not request.answer:
+            return self.focus.score(tokens)
+        return self.focus.score_again(tokens, self._asked.score(request.namespace, tokens[: -request.answer]))
 
     def _render(self, tree: MegaContextTree, tokens: Tokens, context: WorkingContext) -> Plan:
         prompt: list[int] = []

@@ -110,13 +110,16 @@ class Focus:
         query = find_query(tokens, self.special_ids, self.decode)
         return Scored(len(tokens), query, self._utility(tokens, query, self._joined(tokens)))
 
-    def score_again(self, tokens: npt.NDArray[np.uint32], answer: int) -> Scored:
-        """The same for a prompt and the ``answer`` > 0 tokens that were said so far, together uint32 [N]."""
-        asked = tokens[: len(tokens) - answer]
-        query, said = find_query(asked, self.special_ids, self.decode).answered(tokens, answer)
+    def score_again(self, tokens: npt.NDArray[np.uint32], asked: Scored) -> Scored:
+        """The same while it is answered: uint32 [N], the tokens that ``asked`` was made of by ``score``, and what was
+        said since, one at least.
+        """
+        answer = len(tokens) - asked.length
+        query, said = asked.query.answered(tokens, answer)
         # What the question finds stays; beside it comes what the answer has come to speak of, and what that leads to.
+        utility = np.zeros(len(tokens) // BLOCK, dtype=np.float32)
+        utility[: len(asked.utility)] = asked.utility
         joined = self._joined(tokens)
-        utility = self._utility(tokens, query, joined)
         found = self.lens.find(tokens, said, joined)
         meant = self._meant(tokens, said, joined, found.utility)  # an encoder reads for the question only
         worth = _SAID * min(1.0, found.covered / _SPOKEN)

@@ -115,3 +115,14 @@ def test_telemetry_tells_what_was_shown_and_expanded(planner: Planner, gists: bo
         assert set(np.flatnonzero(above["expand_count"]).tolist()) == parents
         cover = {e.index for e in made.context.entries if e.kind is Kind.GIST and e.level == 1}
         assert set(np.flatnonzero(blocks["access_count"]).tolist()) == shown | cover
+
+
+def test_while_it_is_answered_the_prompts_own_scores_stay(planner: Planner) -> None:
+    tokens, answer = history(5000), history(200)
+    prompt = np.array(tokens, dtype=np.uint32)
+    for said in (32, 64, 200):
+        everything = [*tokens, *answer[:said]]
+        made = planner.plan(PlanRequest("r", "default", everything, 512, trace=False, answer=said), gists=False)
+        planner.library.release(made.tree)
+        scored = planner.focus.score_again(np.array(everything, dtype=np.uint32), planner.focus.score(prompt))
+        assert made.context == planner.focus.allocate(scored, 512, gists=False)

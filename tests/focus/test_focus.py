@@ -104,7 +104,7 @@ def test_an_answer_under_way(focus: Focus, window: int, answer: int, gists: bool
     tokens = np.concatenate([history(20_000), np.random.default_rng(1).integers(0, 900, answer).astype(np.uint32)])
     tokens[7000:7003] = tokens[19_985:19_988] = [950, 951, 952]
     tokens[3000:3002] = tokens[-2:] = [960, 961]  # what the answer speaks of now
-    scored = focus.score_again(tokens, answer)
+    scored = focus.score_again(tokens, focus.score(tokens[:20_000]))
     assert scored.query.start == focus.score(tokens[:20_000]).query.start, "the question is the prompt's"
     best = np.argsort(-scored.utility)[:6].tolist()
     assert 7000 // 32 in best and scored.utility[7000 // 32] > scored.utility[3000 // 32] > 0
