@@ -12,6 +12,7 @@ The goal: no step is later by more than 2 ms, beyond what the machine does to a 
 """
 
 import argparse
+import gc
 import json
 import tempfile
 import time
@@ -73,8 +74,8 @@ def measure(planner: Planner, prompts: list[npt.NDArray[np.uint32]], window: int
     late: dict[str, list[float]] = {"nothing": [], "plans": [], "renewed": [], "held": []}
     with ThreadPoolExecutor(max_workers=1) as thread:
 
-        def plan(prompt: npt.NDArray[np.uint32], answer: int) -> list[float]:
-            request = PlanRequest("stall", namespace, prompt, window, False, answer)
+        def plan(prompt: list[int] | npt.NDArray[np.uint32], behind: list[int]) -> list[float]:
+            request = PlanRequest("stall", namespace, prompt, window, False, len(behind), behind)
             work = thread.submit(planner.plan, request, gists=False)
             found = beside(work)
             planner.library.release(work.result().tree)
@@ -82,8 +83,8 @@ def measure(planner: Planner, prompts: list[npt.NDArray[np.uint32]], window: int
 
         for prompt in prompts:
             started = time.perf_counter()
-            late["plans"] += plan(prompt, 0)
-            late["renewed"] += plan(np.concatenate([prompt, prompt[-400 : ANSWER - 400]]), ANSWER)
+            late["plans"] += plan(prompt.tolist(), [])  # as vLLM brings it
+            late["renewed"] += plan(prompt, prompt[-400 : ANSWER - 400].tolist())
             took = time.perf_counter() - started
             late["nothing"] += lateness(seconds_of(took))
             late["held"] += beside(thread.submit(never_lets_go, 0.05))
@@ -129,8 +130,11 @@ def main() -> None:
             gist_fingerprint=None,
             model_fingerprint=bytes(16),
         )
+        gc.collect()
+        gc.freeze()  # as vLLM does at its start
         progress.print("planning")
         late = measure(planner, prompts, options.window)
+        gc.unfreeze()
     show(late, options.tokens)
     print(
         f"{facts['cpu']}, {facts['cores']} cores; load {facts['load_at_start'][0]} at the start. "

@@ -100,9 +100,9 @@ class FoldingAnswers:
 
     def _plan_request(self, request: Request, growing: Growing, said: int) -> PlanRequest:
         """What to plan when ``said`` tokens of the answer are said."""
-        history = growing.history(request)[: growing.asked + said]
+        behind = request._output_token_ids[: growing.asked + said - len(growing.tokens)]
         return PlanRequest(
-            request.request_id, growing.namespace, history, growing.window, growing.trace, answer=said
+            request.request_id, growing.namespace, growing.tokens, growing.window, growing.trace, said, behind
         )
 
     def _set_aside(self, request: Request) -> None:
@@ -122,10 +122,10 @@ class FoldingAnswers:
         if before is not None:
             self._release(before.tree)
         growing = self.growing[request.request_id]
-        history = growing.history(request)
+        assert plan.tokens is not None
         # Since the plan was made, the answer may have gone on.
-        answer = plan.going_on + history[plan.length :].tolist()
-        growing.tokens = history[: len(history) - len(answer)]
+        answer = plan.going_on + request._output_token_ids[plan.length - len(growing.tokens) :]
+        growing.tokens = plan.tokens[: plan.length - len(plan.going_on)]
         go_on(request, plan, growing.tokens[growing.asked :], answer)
         plan.tokens = None
         growing.changed = plan.length - growing.asked

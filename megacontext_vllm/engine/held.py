@@ -4,8 +4,8 @@ import copy
 from concurrent.futures import Future
 from dataclasses import dataclass
 
-import numpy as np
 from vllm.v1.request import Request
+from vllm.v1.utils import ConstantList
 
 from megacontext_vllm.engine.folded_output import remember_folded
 from megacontext_vllm.engine.ingest import TreeIngest
@@ -64,23 +64,22 @@ class Growing:
         """Tokens of the answer so far."""
         return len(self.tokens) - self.asked + request.num_output_tokens
 
-    def history(self, request: Request) -> Tokens:
-        """Everything that was asked and said, uint32."""
-        return np.concatenate([self.tokens, np.array(request._output_token_ids, dtype=np.uint32)])
 
-
-def give_prompt(request: Request, plan: Plan, answer: list[int]) -> None:
+def give_prompt(request: Request, plan: Plan, answer: list[int]) -> list[list[int]]:
     """Make the Working Context of ``plan`` the prompt of ``request``, which is in none of vLLM's queues.
 
-    ``answer``: the output tokens that it has behind it.
+    ``answer``: the output tokens that it has behind it. Returns the lists that the request had before.
     """
+    before = [request.prompt_token_ids or [], request._all_token_ids]
     # vLLM hashes _all_token_ids; everything that looks into the prompt itself gets ordinary tokens.
     request.prompt_token_ids = plan.worker_prompt
-    request._all_token_ids[:] = plan.prompt + answer
+    request._all_token_ids = plan.prompt + answer
+    request.all_token_ids = ConstantList(request._all_token_ids)
     request._output_token_ids[:] = answer
     request.num_prompt_tokens = len(plan.prompt)
     request.block_hashes.clear()
     request.update_block_hashes()
+    return before
 
 
 def go_on(request: Request, plan: Plan, folded_before: Tokens, answer: list[int]) -> None:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from megacontext_vllm.engine.asked import Asked
 from megacontext_vllm.engine.content_ids import content_id
+from megacontext_vllm.engine.giving_way import giving_way
 from megacontext_vllm.engine.notes import note_plan
 from megacontext_vllm.errors import CorruptTreeError, StoreError
 from megacontext_vllm.focus.calibration import expected_gain
@@ -28,12 +29,15 @@ logger = logging.getLogger("vllm.megacontext")
 
 Tokens = npt.NDArray[np.uint32]
 
+_PIECE = 4096
+"""Of a list numpy makes an array in 25 ms per million tokens, in which the engine's loop does not get to run."""
+
 
 @dataclass(frozen=True)
 class PlanRequest:
     """One request as the planner sees it. ``window``: Working Context budget in entries.
 
-    ``answer``: how many of the tokens of ``prompt``, at its end, are its answer so far.
+    ``behind``: tokens behind those of ``prompt``. ``answer``: how many of all, at the end, are its answer so far.
     """
 
     request_id: str
@@ -42,6 +46,17 @@ class PlanRequest:
     window: int
     trace: bool
     answer: int = 0
+    behind: Sequence[int] = ()
+
+    def tokens(self) -> Tokens:
+        """All of them, uint32; a new array."""
+        length = len(self.prompt)
+        tokens = np.empty(length + len(self.behind), dtype=np.uint32)
+        for start in range(0, length, _PIECE):
+            stop = min(start + _PIECE, length)
+            tokens[start:stop] = self.prompt[start:stop]
+        tokens[length:] = self.behind
+        return tokens
 
 
 @dataclass
@@ -104,6 +119,10 @@ class Planner:
         tree cannot be written and BudgetError where the pinned parts do not fit the window. The tree of the returned
         plan is held; release it with ``library.release``.
         """
+        with giving_way():
+            return self._plan(request, gists)
+
+    def _plan(self, request: PlanRequest, gists: bool) -> Plan:
         seconds: dict[str, float] = {}
         started = time.perf_counter()
 
@@ -113,7 +132,7 @@ class Planner:
             seconds[name] = now - started
             started = now
 
-        tokens = np.array(request.prompt, dtype=np.uint32)
+        tokens = request.tokens()
         acquired = self.library.acquire(request.namespace, tokens)
         lap("store")
         try:

@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from vllm.tokenizers import cached_tokenizer_from_config
@@ -23,6 +24,7 @@ from vllm.v1.request import Request, RequestStatus
 from megacontext_vllm.config import SECTION, parse_config
 from megacontext_vllm.engine.description import WORKERS_ATTRIBUTE
 from megacontext_vllm.engine.gist_pages import GistPages
+from megacontext_vllm.engine.giving_way import let_go
 from megacontext_vllm.engine.held import Growing, HeldRequest, give_prompt
 from megacontext_vllm.engine.ingest import Ingest
 from megacontext_vllm.engine.plan import Plan, PlanRequest
@@ -178,7 +180,8 @@ class MegaContextScheduling(ShowingGists, RefocusingAnswers):
             self.growing[request.request_id].tokens = plan.tokens
             self._look_later(self.growing[request.request_id], 0)
         plan.tokens = None
-        give_prompt(request, plan, answer=[])
+        held.plan_request = replace(held.plan_request, prompt=())
+        self._threads.submit(let_go, give_prompt(request, plan, answer=[]))
         self.plans[request.request_id] = plan
         super().add_request(request)  # type: ignore[misc]
 

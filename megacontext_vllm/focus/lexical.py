@@ -151,8 +151,8 @@ class LexicalLens:
         for weight, where in zip(follows.values(), _grouped(pair[known], pair_block, len(follows)), strict=True):
             total += _PAIR * weight * _with_neighbours(_own_score(where, blocks)[0])
 
-        more = np.concatenate([other.at, named])
-        spread = lend(total, tokens, np.union1d(at, more) if len(more) else at, self.ending)
+        hits_at = np.sort(np.concatenate([at, other.at, named]), kind="stable")  # three runs that ascend
+        spread = lend(total, tokens, hits_at, self.ending)
         best = float(spread.max())
         return Found(spread / np.float32(best) if best > 0 else spread, covered, share)
 

@@ -126,3 +126,12 @@ def test_while_it_is_answered_the_prompts_own_scores_stay(planner: Planner) -> N
         planner.library.release(made.tree)
         scored = planner.focus.score_again(np.array(everything, dtype=np.uint32), planner.focus.score(prompt))
         assert made.context == planner.focus.allocate(scored, 512, gists=False)
+
+
+@pytest.mark.parametrize("length", [0, 1, 16_384, 40_000])
+@pytest.mark.parametrize("behind", [0, 70])
+def test_the_tokens_of_a_request(length: int, behind: int) -> None:
+    ids = history(length + behind)
+    for prompt in (ids[:length], np.array(ids[:length], dtype=np.int64)):
+        request = PlanRequest("r", "default", prompt, 512, trace=False, answer=behind, behind=ids[length:])
+        assert request.tokens().dtype == np.uint32 and request.tokens().tolist() == ids
