@@ -141,7 +141,8 @@ def main() -> None:
         f"Python {facts['python']}, numpy {np.__version__}, revision {facts['revision'] or 'unknown'}. {facts['date']}."
     )
     if options.json:
-        options.json.write_text(json.dumps({"machine": facts, "late": late}) + "\n", encoding="utf-8")
+        rounded = {kind: np.round(values, 2).tolist() for kind, values in late.items()}
+        options.json.write_text(json.dumps({"machine": facts, "late": rounded}) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,9 @@ import numpy.typing as npt
 
 from megacontext_vllm.focus.focus import Focus, Scored
 
+_OF_ITS_OWN = 512
+"""Blocks that as much memory would hold as a prompt takes whatever its length."""
+
 
 class Asked:
     """Scored prompts, least recently used out first. Threads may share it.
@@ -21,18 +24,32 @@ class Asked:
 
     def __init__(self, focus: Focus, max_blocks: int = 16_000_000) -> None:
         """max_blocks: of all prompts together, 4 bytes each; the last one is kept whatever it has."""
-        self._focus, self._max_blocks = focus, max_blocks
+        self._focus, self._left = focus, max_blocks
         self._known: OrderedDict[tuple[str, bytes], Scored] = OrderedDict()
         self._lock = threading.Lock()
 
     def score(self, namespace: str, prompt: npt.NDArray[np.uint32]) -> Scored:
-        """What ``focus.score`` makes of ``prompt``, uint32 [N]."""
+        """What ``focus.score`` makes of ``prompt``, uint32 [N]. What a lens failed at is not remembered."""
         key = namespace, blake2b(np.ascontiguousarray(prompt).data, digest_size=16).digest()
         with self._lock:
-            known = self._known.pop(key, None)
-        scored = known or self._focus.score(prompt)
-        with self._lock:
-            self._known[key] = scored
-            while len(self._known) > 1 and sum(len(each.utility) for each in self._known.values()) > self._max_blocks:
-                self._known.popitem(last=False)
+            if key in self._known:
+                self._known.move_to_end(key)
+                return self._known[key]
+        scored = self._focus.score(prompt)
+        if scored.whole:
+            with self._lock:
+                self._remember(key, scored)
         return scored
+
+    def _remember(self, key: tuple[str, bytes], scored: Scored) -> None:
+        if key in self._known:  # by another thread
+            return
+        self._known[key] = scored
+        self._left -= _blocks(scored)
+        while self._left < 0 and len(self._known) > 1:
+            _, oldest = self._known.popitem(last=False)
+            self._left += _blocks(oldest)
+
+
+def _blocks(scored: Scored) -> int:
+    return len(scored.utility) + _OF_ITS_OWN

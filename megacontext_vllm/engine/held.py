@@ -65,12 +65,12 @@ class Growing:
         return len(self.tokens) - self.asked + request.num_output_tokens
 
 
-def give_prompt(request: Request, plan: Plan, answer: list[int]) -> list[list[int]]:
+def give_prompt(request: Request, plan: Plan, answer: list[int]) -> list[int]:
     """Make the Working Context of ``plan`` the prompt of ``request``, which is in none of vLLM's queues.
 
-    ``answer``: the output tokens that it has behind it. Returns the lists that the request had before.
+    ``answer``: the output tokens that it has behind it. Returns the list that the request had of its tokens, its own.
     """
-    before = [request.prompt_token_ids or [], request._all_token_ids]
+    before = request._all_token_ids
     # vLLM hashes _all_token_ids; everything that looks into the prompt itself gets ordinary tokens.
     request.prompt_token_ids = plan.worker_prompt
     request._all_token_ids = plan.prompt + answer

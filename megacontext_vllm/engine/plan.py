@@ -160,9 +160,8 @@ class Planner:
         return plan
 
     def _score(self, request: PlanRequest, tokens: Tokens) -> Scored:
-        if not request.answer:
-            return self.focus.score(tokens)
-        return self.focus.score_again(tokens, self._asked.score(request.namespace, tokens[: -request.answer]))
+        asked = self._asked.score(request.namespace, tokens[: len(tokens) - request.answer])
+        return self.focus.score_again(tokens, asked) if request.answer else asked
 
     def _render(self, tree: MegaContextTree, tokens: Tokens, context: WorkingContext) -> Plan:
         prompt: list[int] = []

@@ -10,7 +10,6 @@ import logging
 import time
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from vllm.tokenizers import cached_tokenizer_from_config
@@ -180,7 +179,6 @@ class MegaContextScheduling(ShowingGists, RefocusingAnswers):
             self.growing[request.request_id].tokens = plan.tokens
             self._look_later(self.growing[request.request_id], 0)
         plan.tokens = None
-        held.plan_request = replace(held.plan_request, prompt=())
         self._threads.submit(let_go, give_prompt(request, plan, answer=[]))
         self.plans[request.request_id] = plan
         super().add_request(request)  # type: ignore[misc]

@@ -44,12 +44,14 @@ class Scored:
     """A history of ``length`` tokens, what it asks, and float32 ``utility`` [length // 32] of its blocks for that.
 
     ``answer``: how many of the tokens, at the end, are an answer under way; the prompt is what stands before.
+    ``whole``: every lens was heard; else one failed, and another time may do better.
     """
 
     length: int
     query: Query
     utility: npt.NDArray[np.float32]
     answer: int = 0
+    whole: bool = True
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,8 @@ class Focus:
     def score(self, tokens: npt.NDArray[np.uint32]) -> Scored:
         """What a whole prompt (uint32 [N], with the template's special tokens) asks, and where it may be answered."""
         query = find_query(tokens, self.special_ids, self.decode)
-        return Scored(len(tokens), query, self._utility(tokens, query, self._joined(tokens)))
+        utility, whole = self._utility(tokens, query, self._joined(tokens))
+        return Scored(len(tokens), query, utility, whole=whole)
 
     def score_again(self, tokens: npt.NDArray[np.uint32], asked: Scored) -> Scored:
         """The same while it is answered: uint32 [N], the tokens that ``asked`` was made of by ``score``, and what was
@@ -133,13 +136,16 @@ class Focus:
         # Both lenses want it, and it takes about 8 ms per million tokens.
         return self.lens.spelling.joined(tokens[: len(tokens) // BLOCK * BLOCK])
 
-    def _utility(self, tokens: npt.NDArray[np.uint32], query: Query, joined: Joined) -> npt.NDArray[np.float32]:
+    def _utility(
+        self, tokens: npt.NDArray[np.uint32], query: Query, joined: Joined
+    ) -> tuple[npt.NDArray[np.float32], bool]:
+        """Of each full block, and whether every lens was heard."""
         found = self.lens.find(tokens, query, joined)
         led = look_again(tokens, query, found.utility, self.lens)
         told = self._told(tokens, query, found)
         places = told[:1] or answering(found.utility, found.share)
         words = without_rivals(found.utility, found.share) if places else found.utility
-        meant = self._read(tokens, query, self._meant(tokens, query, joined, words), words)
+        meant, whole = self._read(tokens, query, self._meant(tokens, query, joined, words), words)
         utility = blend(words, meant, found.covered)
         # Where the second look leads need not mean what was asked, but it is worth no more than what it started from.
         worth = min(1.0, float(utility[found.utility.argmax()])) if len(utility) else 0.0
@@ -150,7 +156,7 @@ class Focus:
             hops = apart(led, _CERTAIN * worth, _HOPS)
             utility[hops] = np.maximum(utility[hops], utility[places[0]])
             places += hops
-        return outdate(surround(utility, places, float(found.share.max(initial=0))), told)
+        return outdate(surround(utility, places, float(found.share.max(initial=0))), told), whole
 
     def _told(self, tokens: npt.NDArray[np.uint32], query: Query, found: Found) -> list[int]:
         """The blocks that tell anew what the question asks for as it is now, the last one first; mostly none."""
@@ -179,15 +185,15 @@ class Focus:
         query: Query,
         meant: npt.NDArray[np.float32],
         words: npt.NDArray[np.float32],
-    ) -> npt.NDArray[np.float32]:
-        """``meant``, as the encoder sees it, if there is one."""
+    ) -> tuple[npt.NDArray[np.float32], bool]:
+        """``meant``, as the encoder sees it, if there is one, and whether nothing failed."""
         if self.encoder is None:
-            return meant
+            return meant, True
         try:
-            return self.encoder.judge(tokens, query, meant, words)
+            return self.encoder.judge(tokens, query, meant, words), True
         except RuntimeError as error:  # torch's, as when a GPU has no memory left: nobody goes without an answer
             logger.warning("MegaContext: the sentence encoder did not read this request: %s", error)
-            return meant
+            return meant, False
 
     def allocate(
         self, scored: Scored, window: int, *, gists: bool, sealed: Sequence[tuple[int, int]] = ()

@@ -7,9 +7,8 @@ down to terms that point at a handful of blocks: whatever is less rare only dilu
 a name may stand in more of them, each worth less, for budgets that have room: names are what facts are tied by.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -25,7 +24,7 @@ _CLEAR, _RIVAL, _RIVALS = 0.9, 0.7, 3  # where several places answer this well, 
 _RARE = 4  # further blocks that a term may stand in
 _NAMED = 32  # or one that is written like a name
 _WORTH = 0.8  # of a place that one term names, and no other block has; beside 1 for the best of the first look
-_BESIDE_NAMES = 0.65  # of that, where a name leads on, too: a rare word may stand twice by chance
+_BESIDE_NAME = 0.75  # of that, where a name leads to one place: a rare word may stand twice by chance
 _FOLLOWED = 0.5 * _WORTH  # places at least this useful are read in turn
 _REACH = 32  # tokens of a sentence that are read, to either side of what was found in it
 _OVERHANG = 8  # tokens beyond a block in which a hit still counts as the block's
@@ -49,6 +48,10 @@ class Lead(NamedTuple):
         """In how many further blocks it may stand."""
         return _NAMED if self.name else _RARE
 
+    def joined(self, other: "Lead") -> "Lead":
+        """Of a term that is named twice: a name at the start of a sentence is still the name that it is within one."""
+        return Lead(self.name or other.name, max(self.worth, other.worth))
+
 
 def look_again(
     tokens: npt.NDArray[np.uint32],
@@ -66,7 +69,7 @@ def look_again(
     if len(clear) != 1 or len(apart(utility, _RIVAL, _RIVALS + 1)) > _RIVALS:
         return utility
     reader = _Reader.of(tokens, query, lens)
-    return reader.follow(utility, clear, reader.asked, reader.asked, LOOKS)
+    return reader.follow(utility, {clear[0]: 1.0}, reader.asked, reader.asked, LOOKS)
 
 
 def look_ahead(
@@ -83,15 +86,28 @@ def look_ahead(
     start, stop = said.recent
     middle = max(start, stop - _NEWEST)
     nothing = np.zeros(len(tokens) // BLOCK, dtype=np.bool_)
-    newest = dict(reader.named_in_answer(middle, stop))
+    older = _gathered(reader.named_in_answer(start, middle))
+    newest = _gathered(reader.named_in_answer(middle, stop))
+    newest = {term: lead.joined(older.pop(term, lead)) for term, lead in newest.items()}
     led, anchors = reader.places(newest, nothing)
-    older = {term: lead for term, lead in reader.named_in_answer(start, middle) if term not in newest}
     np.maximum(led, np.float32(_OLDER) * reader.places(older, nothing)[0], out=led)
     led = np.minimum(np.float32(_AHEAD) * led, np.float32(_AT_MOST))
     # Each name has several places, so these come before what stands beside them.
     lent = np.float32(_BESIDE) * led
     known = reader.asked | {part for term in (*newest, *older) for part in term}
-    return reader.follow(spread(led, lent, lent), apart(led, _FOLLOWED, _RARE), anchors, known, LOOKS - 1)
+    return reader.follow(spread(led, lent, lent), _followed(led), anchors, known, LOOKS - 1)
+
+
+def _gathered(leads: Iterable[tuple[Terms, Lead]]) -> dict[Terms, Lead]:
+    gathered: dict[Terms, Lead] = {}
+    for term, lead in leads:
+        gathered[term] = lead.joined(gathered.get(term, lead))
+    return gathered
+
+
+def _followed(led: npt.NDArray[np.float32]) -> dict[int, float]:
+    """The blocks that are read in turn, of utilities [blocks] of where terms led, and what each is worth."""
+    return {block: min(1.0, float(led[block]) / _WORTH) for block in apart(led, _FOLLOWED, _RARE)}
 
 
 class _Reader:
@@ -120,31 +136,30 @@ class _Reader:
         return _Reader(tokens, terms, said, set(asked.tolist()) - {-1}, lens)
 
     def follow(
-        self, utility: npt.NDArray[np.float32], found: list[int], anchors: set[int], known: set[int], looks: int
+        self, utility: npt.NDArray[np.float32], found: dict[int, float], anchors: set[int], known: set[int], looks: int
     ) -> npt.NDArray[np.float32]:
         """``utility`` raised where the blocks ``found`` lead, read where they have ``anchors``, and what these lead to.
 
-        known: terms that lead nowhere new.
+        found: what each is worth, in (0, 1]. known: terms that lead nowhere new.
         """
         seen = np.zeros(len(utility), dtype=np.bool_)
         raised = utility.copy()
-        worth = dict.fromkeys(found, 1.0)
         for _ in range(looks):
-            for block in worth:
+            for block in found:
                 seen[max(0, block - 1) : block + 2] = True
-            named: dict[Terms, Lead] = {}
-            for block, most in worth.items():
-                for term, lead in self.named(block, anchors, known):
-                    # Where it leads is worth no more than what it started from.
-                    lead = lead._replace(worth=most * lead.worth)
-                    named[term] = max(named.get(term, lead), lead, key=attrgetter("worth", "name"))
+            # Where it leads is worth no more than what it started from.
+            named = _gathered(
+                (term, lead._replace(worth=worth))
+                for block, worth in found.items()
+                for term, lead in self.named(block, anchors, known)
+            )
             led, anchors = self.places(named, seen)
             if not anchors:
                 break
             known = known | {part for term in named for part in term}
             lent = np.float32(INHERIT) * led
             np.maximum(raised, spread(led, lent, lent), out=raised)
-            worth = {block: min(1.0, float(led[block]) / _WORTH) for block in apart(led, _FOLLOWED, _RARE)}
+            found = _followed(led)
         return raised
 
     def named(self, block: int, anchors: set[int], known: set[int]) -> Iterator[tuple[Terms, Lead]]:
@@ -213,6 +228,6 @@ class _Reader:
                 worth = np.float32(_WORTH * lead.worth) / np.sqrt(np.float32(len(elsewhere)))
                 utility[elsewhere] = np.maximum(utility[elsewhere], worth)
                 used |= set(term)
-        if by_name.any():
-            by_word *= np.float32(_BESIDE_NAMES)
+        # The surer a name leads on, the less a mere word is worth beside it.
+        by_word *= np.float32(1 - (1 - _BESIDE_NAME) * min(1.0, float(by_name.max(initial=0)) / _WORTH))
         return np.maximum(by_name, by_word), used

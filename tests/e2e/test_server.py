@@ -12,7 +12,7 @@ from engines import SERVED_LIMIT as LIMIT
 from engines import SERVED_WINDOW as WINDOW
 from openai import BadRequestError, OpenAI
 
-NUMBERS, EITHER = 150, [10203040, 50607080]
+NUMBERS, EITHER = 125, [10203040, 50607080]
 """A tool's arguments: numbers of a token a digit, and a comma; longer than what a window leaves of the engine."""
 QUESTIONS = json.loads((Path(__file__).parent / "questions.json").read_text(encoding="utf-8"))
 

@@ -1,5 +1,7 @@
 """Prompts that were scored before, while their answers are planned for again."""
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -16,14 +18,17 @@ class Counting(Focus):
 
     scored = 0
 
+    whole = True
+
     def score(self, tokens: npt.NDArray[np.uint32]) -> Scored:
         Counting.scored += 1
-        return super().score(tokens)
+        return replace(super().score(tokens), whole=Counting.whole)
 
 
 @pytest.fixture
 def focus(monkeypatch: pytest.MonkeyPatch) -> Counting:
     monkeypatch.setattr(Counting, "scored", 0)
+    monkeypatch.setattr(Counting, "whole", True)
     return Counting(LexicalLens(WORDS), frozenset(), lambda ids: "".join(WORDS[i] for i in ids), 64, 128, gap_ids=(1,))
 
 
@@ -53,7 +58,7 @@ def test_another_prompt_or_namespace_is_scored_anew(focus: Counting) -> None:
 
 
 def test_the_least_recently_used_goes_first_and_the_last_stays(focus: Counting) -> None:
-    asked = Asked(focus, max_blocks=250)  # two of them
+    asked = Asked(focus, max_blocks=1250)  # two of 100, and what each takes besides
     for seed in (0, 1, 0, 2):
         asked.score("a", prompt(seed))
     assert focus.scored == 3
@@ -65,3 +70,21 @@ def test_the_least_recently_used_goes_first_and_the_last_stays(focus: Counting) 
     small.score("a", prompt(0))
     small.score("a", prompt(0))
     assert focus.scored == 5
+
+
+def test_what_a_lens_failed_at_is_tried_again(focus: Counting) -> None:
+    asked = Asked(focus)
+    Counting.whole = False
+    asked.score("a", prompt(0))
+    Counting.whole = True
+    for _ in range(3):
+        assert asked.score("a", prompt(0)).whole
+    assert focus.scored == 2
+
+
+def test_the_shortest_prompts_are_forgotten_too(focus: Counting) -> None:
+    asked = Asked(focus, max_blocks=512 * 10)
+    for seed in range(12):
+        asked.score("a", prompt(seed)[:20])
+    asked.score("a", prompt(0)[:20])
+    assert focus.scored == 13

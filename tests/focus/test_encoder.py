@@ -199,7 +199,8 @@ def test_an_encoder_that_fails_is_done_without(
         raise RuntimeError("CUDA out of memory")
 
     monkeypatch.setattr(SentenceEncoder, "documents", fails)
-    assert np.array_equal(focus.score(tokens).utility, without.utility)
+    failed = focus.score(tokens)
+    assert np.array_equal(failed.utility, without.utility) and without.whole and not failed.whole
     assert "CUDA out of memory" in caplog.text
 
 
