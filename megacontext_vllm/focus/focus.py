@@ -143,7 +143,7 @@ class Focus:
         found = self.lens.find(tokens, query, joined)
         led = look_again(tokens, query, found.utility, self.lens)
         told = self._told(tokens, query, found)
-        places = told[:1] or answering(found.utility, found.share)
+        places = told[:1] or ([] if query.many else answering(found.utility, found.share))
         words = without_rivals(found.utility, found.share) if places else found.utility
         meant, whole = self._read(tokens, query, self._meant(tokens, query, joined, words), words)
         utility = blend(words, meant, found.covered)

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from megacontext_vllm.focus.many import asks_for_many
 from megacontext_vllm.focus.present import asks_for_now
 
 Decode = Callable[[list[int]], str]
@@ -39,7 +40,7 @@ class Query:
     start, end      the asking part of the prompt ``[start, end)``: it must be shown raw, with all that follows it.
     opening         ``[start, stop)`` of an instruction at the beginning whose terms count too; (0, 0) without one.
     recent          ``[start, stop)`` of an answer under way, or of its end; (0, 0) without one.
-    now             whether it asks for what holds now (``present.py``).
+    now, many       whether it asks for what holds now (``present.py``), and for all there is (``many.py``).
     """
 
     terms: npt.NDArray[np.int64]
@@ -49,6 +50,7 @@ class Query:
     opening: tuple[int, int] = (0, 0)
     recent: tuple[int, int] = (0, 0)
     now: bool = False
+    many: bool = False
 
     def blank(self, values: npt.NDArray[Any]) -> None:
         """Set ``values`` ``[≥ end]``, one a token, to -1 where the prompt itself asks: it is no evidence for itself."""
@@ -71,6 +73,7 @@ class Query:
                 weights=np.ones(len(recent), dtype=np.float32),
                 recent=(end - len(recent), end),
                 now=False,
+                many=False,
             ),
         )
 
@@ -131,6 +134,7 @@ def find_query(
         message.end,
         opening=(first, first + len(opening)) if len(opening) else (0, 0),
         now=asks_for_now(decode(terms[asks].tolist())),
+        many=asks_for_many(decode(terms[asks].tolist())),
     )
 
 

@@ -23,7 +23,7 @@ _ALL_OF_IT = 0.95
 _NEAR, _FAR = (0.38, 0.75), (0.2, 0.45)
 """Of a place's worth, what the first and the last of them are worth: with ``_ALL``, and with ``_ALL_OF_IT``. The former
 is less than what the place names, which may be asked for with what the question still has."""
-_CLOSE, _LEFT = 8, 0.2
+_CLOSE, _LEFT = 8, 0.03
 """So many blocks away, fewer where places share them, so much is left of what the first is worth more: what a place
 names comes before the rest."""
 

@@ -128,3 +128,15 @@ def test_each_step_to_the_answer_is_shown_with_its_text(
     texts = shown(focus, tokenizer, plant(tokenizer, pieces, says), "Where is the parcel from Dara now?")
     lengths = [len(text) for says_it in (says[0], says[2]) for text in texts if says_it in text]
     assert len(lengths) == 2 and min(lengths) > 1_000 and max(lengths) < 2 * min(lengths)
+
+
+@pytest.mark.parametrize(("asked", "all_of_them"), [("most often", True), ("in the morning", False)])
+def test_all_of_them_where_the_question_asks_for_many(
+    focus: Focus, tokenizer: PreTrainedTokenizerBase, pieces: list[list[int]], asked: str, all_of_them: bool
+) -> None:
+    """One place has all of its words, but is another matter."""
+    says = [f" The potter made a {what}." for what in ("yellow jar", "brown bowl", "yellow jar")]
+    says.insert(2, " A vessel, as seemed good to the potter to make in the morning, and most often it is.")
+    now = "".join(shown(focus, tokenizer, plant(tokenizer, pieces, says), f"Which vessel did the potter make {asked}?"))
+    assert "as seemed good" in now
+    assert (now.count("yellow jar"), now.count("brown bowl")) == ((2, 1) if all_of_them else (0, 0))
