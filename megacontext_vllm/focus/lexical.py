@@ -59,6 +59,7 @@ class LexicalLens:
         words = np.where(self._table >= 0, self.spelling.in_one_token, np.uint64(0))
         known, first = np.unique(words, return_index=True)
         self._in_one_token = known[known != 0], self._table[first[known != 0]]
+        self._letter = np.array([*(any(map(str.isalpha, text)) for text in vocabulary), False], dtype=np.bool_)
         self._capital = np.array([*(text.lstrip()[:1].isupper() for text in vocabulary), False], dtype=np.bool_)
         ends = [text.rstrip(" ").endswith(_ENDS) for text in vocabulary]
         self.ending = np.array([*ends, False], dtype=np.bool_)
@@ -67,6 +68,10 @@ class LexicalLens:
     def capitals(self, tokens: npt.NDArray[np.uint32]) -> npt.NDArray[np.bool_]:
         """Which tokens begin with a capital, bool of the same shape."""
         return self._capital.take(tokens, mode="clip")
+
+    def letters(self, tokens: npt.NDArray[np.uint32]) -> npt.NDArray[np.bool_]:
+        """Which tokens have a letter, bool of the same shape."""
+        return self._letter.take(tokens, mode="clip")
 
     def ends(self, tokens: npt.NDArray[np.uint32]) -> npt.NDArray[np.bool_]:
         """Which tokens end a sentence or a line, bool of the same shape."""

@@ -178,8 +178,10 @@ class _Reader:
         capitals = self._lens.capitals(self._tokens[start:stop])
         # Any word is written so where a sentence begins.
         names = capitals & ~np.append(True, self._lens.ends(self._tokens[start:stop])[:-1])[: len(capitals)]
-        for word, after, name in zip(words, [*words, -1][1:], names.tolist(), strict=True):
-            if word >= 0 and word not in known:
+        # Of a number each digit is a token: any other number has some of them.
+        letters = self._lens.letters(self._tokens[start:stop])
+        for word, after, name, reads in zip(words, [*words, -1][1:], names.tolist(), letters.tolist(), strict=True):
+            if reads and word >= 0 and word not in known:
                 yield (word,), Lead(name)
                 if after >= 0 and after not in known:
                     yield (word, after), Lead(name)

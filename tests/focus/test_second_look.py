@@ -13,6 +13,7 @@ WORDS = [f" word{i}" for i in range(400)]
 NAMES = [f" Name{i}" for i in range(40)]
 VOCABULARY = [*WORDS, *NAMES, " gave", " parcel", " went", " to", " is", " in", " mill", ".", "?", "\n", " Where"]
 VOCABULARY += [" carter", " Or", "in", "an", " word", " Zelda", "Z", "elda", "Qu", "ill", " Q", "uill", "Q"]
+VOCABULARY += [*"0123456789"]
 ID = {text: i for i, text in enumerate(VOCABULARY)}
 LENS = LexicalLens(VOCABULARY)
 LENGTH = 32 * 200
@@ -94,6 +95,14 @@ def test_a_name_is_one_wherever_it_stands() -> None:
     facts = {640: " Name0 gave parcel to Name2 carter", 1280: "Name1 went Name2", 1920: " carter word2 Name1"}
     _, again = look(facts | places)
     assert all(again[at // 32] >= 0.2 for at in places)
+
+
+def test_a_number_leads_to_no_other_number() -> None:
+    """A text without numbers but for those that are asked for."""
+    facts = {640: " Name0 parcel is 5_8_7_0_4 carter", 3200: " Name1 is 4_5_8_7_1", 5120: " carter is in mill"}
+    first, again = look(facts)
+    assert again[100] == first[100]
+    assert again[160] >= 0.75, "words behind it do"
 
 
 def test_the_fourth_fact_of_a_chain_is_out_of_reach() -> None:
