@@ -146,7 +146,8 @@ class Focus:
         places = told[:1] or ([] if query.many else answering(found.utility, found.share))
         words = without_rivals(found.utility, found.share) if places else found.utility
         meant, whole = self._read(tokens, query, self._meant(tokens, query, joined, words), words)
-        utility = blend(words, meant, found.covered)
+        # Where a boundary cuts the one place that answers, neither block covers it alone.
+        utility = blend(words, meant, float(found.share.max()) if places else found.covered)
         # Where the second look leads need not mean what was asked, but it is worth no more than what it started from.
         worth = min(1.0, float(utility[found.utility.argmax()])) if len(utility) else 0.0
         led = np.where(led > found.utility, worth * led, 0)
