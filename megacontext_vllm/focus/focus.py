@@ -147,7 +147,8 @@ class Focus:
         words = without_rivals(found.utility, found.share) if places else found.utility
         meant, whole = self._read(tokens, query, self._meant(tokens, query, joined, words), words)
         # Where a boundary cuts the one place that answers, neither block covers it alone.
-        utility = blend(words, meant, float(found.share.max()) if places else found.covered)
+        shared = float(found.share.max(initial=0))
+        utility = blend(words, meant, shared if places else found.covered)
         # Where the second look leads need not mean what was asked, but it is worth no more than what it started from.
         worth = min(1.0, float(utility[found.utility.argmax()])) if len(utility) else 0.0
         led = np.where(led > found.utility, worth * led, 0)
@@ -157,7 +158,7 @@ class Focus:
             hops = apart(led, _CERTAIN * worth, _HOPS)
             utility[hops] = np.maximum(utility[hops], utility[places[0]])
             places += hops
-        return outdate(surround(utility, places, float(found.share.max(initial=0))), told), whole
+        return outdate(surround(utility, places, shared), told), whole
 
     def _told(self, tokens: npt.NDArray[np.uint32], query: Query, found: Found) -> list[int]:
         """The blocks that tell anew what the question asks for as it is now, the last one first; mostly none."""

@@ -127,14 +127,15 @@ def find_query(
         major[:before] = _minor_weight(before, len(major) - before)
     minor[:] = _minor_weight(len(minor), len(major))
     terms = np.concatenate([opening, last]).astype(np.int64)
+    asking = decode(terms[asks].tolist())
     return Query(
         terms,
         weights,
         closing.start,
         message.end,
         opening=(first, first + len(opening)) if len(opening) else (0, 0),
-        now=asks_for_now(decode(terms[asks].tolist())),
-        many=asks_for_many(decode(terms[asks].tolist())),
+        now=asks_for_now(asking),
+        many=asks_for_many(asking),
     )
 
 

@@ -20,7 +20,7 @@ class Kind(Enum):
     GAP = auto()
 
 
-class Entry(NamedTuple):  # a large window has thousands, and frozen dataclasses take five times as long to make
+class Entry(NamedTuple):  # a large window has thousands; frozen dataclasses take four times as long to make
     """One entry; it shows tokens ``[start, end)`` of the history.
 
     kind    RAW: a whole block as 32 raw tokens, or the unfinished tail (fewer tokens). GIST: one embedding for node
