@@ -15,6 +15,7 @@ import numpy.typing as npt
 from megacontext_vllm.config import MegaContextConfig
 from megacontext_vllm.errors import BudgetError
 from megacontext_vllm.focus.allocator import allocate
+from megacontext_vllm.focus.alternatives import sought
 from megacontext_vllm.focus.blend import blend
 from megacontext_vllm.focus.encoder import Encoder, EncoderLens
 from megacontext_vllm.focus.lexical import Found, LexicalLens
@@ -140,6 +141,7 @@ class Focus:
         self, tokens: npt.NDArray[np.uint32], query: Query, joined: Joined
     ) -> tuple[npt.NDArray[np.float32], bool]:
         """Of each full block, and whether every lens was heard."""
+        query = sought(tokens, query, self.lens.spelling, joined)
         found = self.lens.find(tokens, query, joined)
         led = look_again(tokens, query, found.utility, self.lens)
         told = self._told(tokens, query, found)

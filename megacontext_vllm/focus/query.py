@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from megacontext_vllm.focus.many import asks_for_many
 from megacontext_vllm.focus.present import asks_for_now
+from megacontext_vllm.focus.wording import alternatives, frame, pieces_of
 
 Decode = Callable[[list[int]], str]
 
@@ -27,6 +28,7 @@ _OPENING_PLAIN = 32  # without a question mark; a longer first line is the text 
 _HEADER_TOKENS = 4
 _MIN_WORDS = 3
 _MINOR_WEIGHT = 0.25
+_FRAME_WEIGHT = 0.05  # "... does the text speak about": something to look for only where nothing else is asked
 _RECENT = 64  # tokens of an answer under way
 _ASKERS = frozenset({"user", "human"})
 _ROLES = _ASKERS | {"assistant", "system", "developer", "model", "tool", "ipython", "function", "observation", "bot"}
@@ -41,6 +43,7 @@ class Query:
     opening         ``[start, stop)`` of an instruction at the beginning whose terms count too; (0, 0) without one.
     recent          ``[start, stop)`` of an answer under way, or of its end; (0, 0) without one.
     now, many       whether it asks for what holds now (``present.py``), and for all there is (``many.py``).
+    alternatives    ``[start, stop)`` of ``terms`` of each of the things of which it asks for one.
     """
 
     terms: npt.NDArray[np.int64]
@@ -51,6 +54,7 @@ class Query:
     recent: tuple[int, int] = (0, 0)
     now: bool = False
     many: bool = False
+    alternatives: tuple[tuple[int, int], ...] = ()
 
     def blank(self, values: npt.NDArray[Any]) -> None:
         """Set ``values`` ``[≥ end]``, one a token, to -1 where the prompt itself asks: it is no evidence for itself."""
@@ -74,6 +78,7 @@ class Query:
                 recent=(end - len(recent), end),
                 now=False,
                 many=False,
+                alternatives=(),
             ),
         )
 
@@ -120,7 +125,7 @@ def find_query(
     minor, major = weights[: len(opening)], weights[len(opening) :]
     asks = slice(len(opening) + closing.sentence - closing.start, None)
     if len(opening) and _is_document(closing, message, decode(opening.tolist()), decode(last.tolist())):
-        minor, major, asks = major, minor, slice(len(opening))
+        minor, major, asks = major, minor, slice(0, len(opening))
     elif not closing.whole:
         # The question ends a long paragraph: what stands before its sentence is rather document than question.
         before = closing.sentence - closing.start
@@ -128,6 +133,9 @@ def find_query(
     minor[:] = _minor_weight(len(minor), len(major))
     terms = np.concatenate([opening, last]).astype(np.int64)
     asking = decode(terms[asks].tolist())
+    framed, listed = _worded(asking, terms[asks].tolist(), decode)
+    for start, stop in framed:
+        weights[asks][start:stop] *= _FRAME_WEIGHT
     return Query(
         terms,
         weights,
@@ -136,7 +144,17 @@ def find_query(
         opening=(first, first + len(opening)) if len(opening) else (0, 0),
         now=asks_for_now(asking),
         many=asks_for_many(asking),
+        alternatives=tuple((asks.start + start, asks.start + stop) for start, stop in listed),
     )
+
+
+def _worded(asking: str, terms: list[int], decode: Decode) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """Which of ``terms`` are frame, and which are each of the alternatives, of what ``asking`` says."""
+    framed, listed = frame(asking), alternatives(asking)
+    if not framed and not listed:
+        return [], []
+    pieces = [decode([term]) for term in terms]
+    return [pieces_of(pieces, span) for span in framed], [pieces_of(pieces, span) for span in listed]
 
 
 def _minor_weight(count: int, of: int) -> float:

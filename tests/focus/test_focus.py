@@ -165,6 +165,33 @@ def test_one_place_that_has_it_all_is_shown_with_what_stands_around_it(focus: Fo
     assert sum(bool(shown[place]) for place in at.tolist()) <= 8
 
 
+class Listing(Tokenizer):
+    """The same, with words of letters, and what things are listed with."""
+
+    WORDS = tuple(f" {''.join('bcdfghklmn'[int(digit)] for digit in str(i))}" for i in range(1000))
+    WORDS += ("<s>", "<role>", "[", "]", ",", " or", ":", " which", "?")
+
+    def get_vocab(self) -> dict[str, int]:
+        return {text: i for i, text in enumerate(self.WORDS)}
+
+    def decode(self, ids: list[int]) -> str:
+        return "".join(self.WORDS[i] for i in ids)
+
+
+def test_of_a_list_the_one_thing_that_stands_is_shown_with_what_stands_around_it() -> None:
+    """The two that stand nowhere would else be two thirds of the question, and no place be the one that answers."""
+    focus = Focus.of(Listing(), MegaContextConfig(gap_marker="[]"))
+    listed = [861, 1004, 862, 1005, 863, 1006, 1007, 30, 1008]  # one, another or a third: which of a common word?
+    tokens = history(60_000, question=len(listed))
+    tokens[: -len(listed) - 1] %= 40
+    tokens[30_000] = 862
+    tokens[-len(listed) :] = listed
+    context = focus.allocate(focus.score(tokens), 2048, gists=False)
+    raw = [entry.index for entry in context.entries if entry.kind is Kind.RAW and entry.reason == "lens"]
+    place = 30_000 // 32
+    assert set(range(place - 20, place + 20)) <= set(raw)
+
+
 class Pieces(Tokenizer):
     """Words of several tokens. ``<s>`` is the last."""
 

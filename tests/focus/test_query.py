@@ -189,3 +189,18 @@ def test_an_opening_is_told_and_is_no_evidence_for_itself() -> None:
     assert (marks[first:stop] == -1).all() and (marks[query.start : query.end] == -1).all()
     assert np.count_nonzero(marks) == stop - first + query.end - query.start
     assert toy.find(chatml(("user", text(2000) + "\nWhere is the walnut mill?")))[0].opening == (0, 0)
+
+
+@pytest.mark.parametrize("document", [350, 3030])
+@pytest.mark.parametrize("first", [True, False], ids=["before the text", "behind it"])
+def test_what_the_question_lists_and_what_of_it_is_frame(document: int, first: bool) -> None:
+    toy, question = Toy(), "Old mills, canals or new towns: which of these does the text speak about?"
+    parts = (question, text(document)) if first else (text(document), question)
+    query = toy.find(chatml(("user", "\n\n".join(parts))))[0]
+    listed = [toy.decode(query.terms[start:stop].tolist()).strip() for start, stop in query.alternatives]
+    assert listed == ["Old mills", "canals", "new towns"]
+    weight = {toy.pieces[term].strip(): float(weight) for term, weight in zip(query.terms, query.weights)}
+    assert max(weight[word] for word in ("the", "text", "speak", "about")) < 0.1
+    assert min(weight[word] for word in ("Old", "canals", "towns", "which", "does")) == 1
+    # An answer under way asks by what it says.
+    assert query.answered(np.arange(9000, dtype=np.uint32), 50)[1].alternatives == ()

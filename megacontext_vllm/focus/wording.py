@@ -1,0 +1,84 @@
+"""What the wording of a question says about how to look for its answer: what it lists, and what is mere frame. English.
+
+"Origami, macrame or falconry: which of these does the text speak about?" puts three things side by side. That it is the
+text that speaks is so of every answer: no place has to say it.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+
+Span = tuple[int, int]
+"""Characters, or pieces of a text: ``[start, stop)``."""
+
+_TEXT = (
+    r"(?:the|this|that)\s+(?:(?:above|whole|entire|full|given|provided|following)\s+)?"
+    r"(?:text|document|passage|article|book|story|transcript|conversation|context)"
+)
+_SAYS = r"(?:say|state|mention|speak|talk|tell|describe|discuss|refer|report|explain)s?(?:\s+(?:about|of|to)\b)?"
+_FRAME = re.compile(
+    rf"\b(?:(?:according\s+to|based\s+on)\s+{_TEXT}\b|{_TEXT}\s+{_SAYS}"
+    rf"|(?:mentioned|described|discussed|stated|referred\s+to|spoken\s+of)\s+(?:in|by)\s+{_TEXT}\b)",
+    re.IGNORECASE,
+)
+_OR = re.compile(
+    r",?\s+or\s+(?:(?:in|on|at|by|from|to|of|with)\s+)?(?:(?:the|an?|his|her|its|their|my|your)\s+)?", re.IGNORECASE
+)
+_CLAUSE = re.compile(r"[:;.?!()\n]")
+_WORD = re.compile(r"[\w'’-]+")
+_LONGEST = 4  # words of one thing
+
+
+def frame(text: str) -> list[Span]:
+    """The characters of a question that speak of the text itself, or of what it does."""
+    return [match.span() for match in _FRAME.finditer(text)]
+
+
+def alternatives(text: str) -> list[Span]:
+    """The characters of each of the things of which a question asks for one, in order; none where it lists nothing.
+
+    Where a list goes over into the question ("Did she buy apples, red pears or plums?") and no colon stands between,
+    what is at its ends has no bounds: it is the next word alone, if there are more than those between commas have.
+    """
+    for joint in _OR.finditer(text):
+        before = [match.end() for match in _CLAUSE.finditer(text, 0, joint.start())]
+        begin = before[-1] if before else 0
+        behind = _CLAUSE.search(text, joint.end())
+        end = behind.start() if behind else len(text)
+        comma = text.find(",", joint.end(), end)
+        listed = list(_between_commas(text, begin, joint.start()))
+        first, middle, last = listed[0], listed[1:], (joint.end(), end if comma < 0 else comma)
+        bare = ":" in (text[begin - 1 : begin], text[end : end + 1])
+        usual = _LONGEST if bare else max((_count(text, item) for item in middle), default=1)
+        items = [_cut(text, first, usual, last=True), *middle, _cut(text, last, usual, last=False)]
+        if all(0 < _count(text, item) <= _LONGEST for item in items):
+            return items
+    return []
+
+
+def pieces_of(pieces: Sequence[str], span: Span) -> Span:
+    """Which of ``pieces`` have some of the characters ``span`` of all of them put together."""
+    start, stop, at = len(pieces), 0, 0
+    for i, piece in enumerate(pieces):
+        if at < span[1] and at + len(piece) > span[0]:
+            start, stop = min(start, i), i + 1
+        at += len(piece)
+    return start, max(start, stop)
+
+
+def _between_commas(text: str, begin: int, end: int) -> Iterator[Span]:
+    for comma in [at for at in range(begin, end) if text[at] == ","]:
+        yield begin, comma
+        begin = comma + 1
+    yield begin, end
+
+
+def _count(text: str, span: Span) -> int:
+    return len(_WORD.findall(text[slice(*span)]))
+
+
+def _cut(text: str, span: Span, usual: int, *, last: bool) -> Span:
+    """``span``, or the last or first word of it, where it has more than a thing has."""
+    found = [match.span() for match in _WORD.finditer(text, *span)]
+    if len(found) > usual:
+        return found[-1] if last else found[0]
+    return (found[0][0], found[-1][1]) if found else span
