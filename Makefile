@@ -4,6 +4,8 @@ PYTHON ?= $(or $(shell command -v python3.11),python3)
 BIN := .venv/bin
 ARGS ?=
 ENV_FLAGS ?=
+# Test files that run side by side. Each worker may have an engine or two, of 2 GB each.
+WORKERS ?= 2
 BENCHMARKS ?= ttft interference long_answer refocus tree kernels
 
 # Nothing here may wait for a model hub; tokenizers warns about forks (vLLM forks) unless told not to use threads.
@@ -40,7 +42,7 @@ demo: model text  ## ask a 135M model about a text 44 times as long as it can re
 	@$(BIN)/python examples/demo.py $(ARGS)
 
 test: lint model text corpus  ## everything that CI checks (ARGS goes to pytest)
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: env  ## ruff and mypy
 	@$(BIN)/ruff check

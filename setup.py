@@ -53,6 +53,7 @@ setup(
             "openai>=2.25",
             "pytest>=8.4,<10",
             "pytest-timeout>=2.4",
+            "pytest-xdist>=3.8",
             "ruff==0.17.5",
             "wheel>=0.45",
         ],

@@ -12,6 +12,9 @@ CACHE = Path(os.environ.get("MEGACONTEXT_CACHE", Path.home() / ".cache" / "megac
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Threads that wait for each other by spinning take four times as long where another worker has the other core.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def _existing(path: Path, make: str) -> Path:

@@ -6,6 +6,7 @@ the budget errors, and the assembly of entries.
 """
 
 from collections.abc import Sequence
+from itertools import repeat
 from operator import attrgetter
 
 import numpy as np
@@ -157,10 +158,11 @@ class _Plan:
             blocks = BLOCK**i
             width = blocks * BLOCK
             best = _best_of_runs(self.utility, nodes * blocks, (nodes + 1) * blocks)
-            self.entries += [
-                Entry(Kind.GIST, i + 1, node, node * width, (node + 1) * width, 1, "cover", score)
-                for node, score in zip(nodes.tolist(), best.tolist(), strict=True)
-            ]
+            start = nodes * width
+            columns = (nodes.tolist(), start.tolist(), (start + width).tolist())
+            same = repeat(Kind.GIST), repeat(i + 1), *columns, repeat(1), repeat("cover"), best.tolist()
+            # By the thousand: _make takes a third of the time of the constructor.
+            self.entries += map(Entry._make, zip(*same))
 
     def hide(self, shown: npt.NDArray[np.bool_], gap_cost: int) -> None:
         """One gap per run of blocks that are not ``shown`` (bool [blocks])."""
