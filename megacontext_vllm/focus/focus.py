@@ -62,8 +62,8 @@ class Focus:
     lens                 finds what shares words with the question.
     special_ids, decode  as ``find_query`` wants them.
     head_tokens          first tokens to pin raw, at most an eighth of the window.
-    tail_tokens          last tokens to pin raw, behind a question at most an eighth of the window; a longer question
-                         from its start. At most about half of the window.
+    tail_tokens          last tokens to pin raw, with a question at most an eighth of the window; a longer question
+                         from its start, and so a question behind a document. At most about half of the window.
     gap_ids              token ids of the marker in place of a hidden span.
     meaning              finds what says it in other words; None: nothing does.
     encoder              reads what both have found once more; None: nothing does.
@@ -228,6 +228,10 @@ def _raw_parts(scored: Scored, window: int, head: int, tail: int) -> tuple[int, 
         most = max(BLOCK, _blocks(window // 8))
         # A message that is closed asks on its own; a text that just ends is to be continued from its end.
         recent = tail if scored.query.end == length else min(tail, most)
+        if scored.query.end < length and scored.query.document >= tail:
+            # What a document ends with is no part of the question. Just in front of it, it is what a small reader
+            # answers from.
+            recent = 0
         return min(head, most), (0, 0), min(max(recent, length - asking), window // 2 - BLOCK)
     # The question is in the middle now, and what is raw at the end is the answer, which has to go on from there.
     stop = min(length - scored.answer, asking // BLOCK * BLOCK + _blocks(window // 4))

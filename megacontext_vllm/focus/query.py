@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from megacontext_vllm.focus.many import asks_for_many
 from megacontext_vllm.focus.present import asks_for_now
-from megacontext_vllm.focus.wording import alternatives, frame, pieces_of
+from megacontext_vllm.focus.wording import alternatives, asks_for_end, frame, pieces_of
 
 Decode = Callable[[list[int]], str]
 
@@ -44,6 +44,8 @@ class Query:
     recent          ``[start, stop)`` of an answer under way, or of its end; (0, 0) without one.
     now, many       whether it asks for what holds now (``present.py``), and for all there is (``many.py``).
     alternatives    ``[start, stop)`` of ``terms`` of each of the things of which it asks for one.
+    document        tokens of the same message in front of the question that it does not ask for the end of; 0 where the
+                    question stands in front, or alone.
     """
 
     terms: npt.NDArray[np.int64]
@@ -55,6 +57,7 @@ class Query:
     now: bool = False
     many: bool = False
     alternatives: tuple[tuple[int, int], ...] = ()
+    document: int = 0
 
     def blank(self, values: npt.NDArray[Any]) -> None:
         """Set ``values`` ``[≥ end]``, one a token, to -1 where the prompt itself asks: it is no evidence for itself."""
@@ -145,6 +148,7 @@ def find_query(
         now=asks_for_now(asking),
         many=asks_for_many(asking),
         alternatives=tuple((asks.start + start, asks.start + stop) for start, stop in listed),
+        document=closing.start - message.start if asks.stop is None and not asks_for_end(asking) else 0,
     )
 
 

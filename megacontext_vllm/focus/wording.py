@@ -20,6 +20,10 @@ _FRAME = re.compile(
     rf"|(?:mentioned|described|discussed|stated|referred\s+to|spoken\s+of)\s+(?:in|by)\s+{_TEXT}\b)",
     re.IGNORECASE,
 )
+_END = re.compile(
+    r"\b(?:last|end|ends|ended|ending|final|finally|conclu\w+|above|recent\w*|latest|newest|so\s+far|next|go\s+on|continu\w+)\b",
+    re.IGNORECASE,
+)
 _OR = re.compile(
     r",?\s+or\s+(?:(?:in|on|at|by|from|to|of|with)\s+)?(?:(?:the|an?|his|her|its|their|my|your)\s+)?", re.IGNORECASE
 )
@@ -31,6 +35,11 @@ _LONGEST = 4  # words of one thing
 def frame(text: str) -> list[Span]:
     """The characters of a question that speak of the text itself, or of what it does."""
     return [match.span() for match in _FRAME.finditer(text)]
+
+
+def asks_for_end(text: str) -> bool:
+    """Whether a question has a word for the end of what stands in front of it, or for what is to follow."""
+    return _END.search(text) is not None
 
 
 def alternatives(text: str) -> list[Span]:

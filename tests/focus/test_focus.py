@@ -11,9 +11,9 @@ from transformers import PreTrainedTokenizerFast
 
 from megacontext_vllm.config import MegaContextConfig
 from megacontext_vllm.errors import BudgetError
-from megacontext_vllm.focus.focus import Focus
+from megacontext_vllm.focus.focus import Focus, Scored
 from megacontext_vllm.focus.lexical import LexicalLens
-from megacontext_vllm.focus.query import find_query
+from megacontext_vllm.focus.query import Query, find_query
 from megacontext_vllm.focus.spelling import Joined, Spelling
 from megacontext_vllm.focus.vocabulary import special_ids, surface_strings
 from megacontext_vllm.focus.working_context import Kind
@@ -95,6 +95,27 @@ def test_what_is_pinned(focus: Focus, gists: bool) -> None:
     longer = Focus(focus.lens, focus.special_ids, focus.decode, head_tokens=0, tail_tokens=200, gap_ids=(1,))
     context = longer.allocate(scored, 2048, gists=gists)
     assert pinned(context, "head") == 0 and pinned(context, "tail") == 224
+
+
+@pytest.mark.parametrize(
+    ("before", "behind", "tail"),
+    [
+        (5000, 8, 0),  # a document in front of the question, in a message that is closed: its end is like any part
+        (127, 8, 128),  # what was said before, too, stands in so short a tail
+        (0, 8, 128),  # a turn of a chat
+        (5000, 0, 128),  # a text that just ends is to be gone on with
+    ],
+)
+def test_the_end_of_a_document_is_not_pinned(focus: Focus, before: int, behind: int, tail: int) -> None:
+    length, asked = 32 * 600, 32
+    start = length - asked - behind
+    terms = np.arange(asked)
+    query = Query(terms, np.ones(asked, dtype=np.float32), start, length - behind, document=before)
+    utility = np.zeros(length // 32, dtype=np.float32)
+    utility[300] = 1
+    context = focus.allocate(Scored(length, query, utility), 1024, gists=False)
+    assert pinned(context, "tail") == max(tail, 32 * -(-(asked + behind) // 32))
+    assert all(entry.kind is Kind.RAW for entry in context.entries if entry.end > start), "the question is all there"
 
 
 @pytest.mark.parametrize("gists", [False, True])

@@ -204,3 +204,19 @@ def test_what_the_question_lists_and_what_of_it_is_frame(document: int, first: b
     assert min(weight[word] for word in ("Old", "canals", "towns", "which", "does")) == 1
     # An answer under way asks by what it says.
     assert query.answered(np.arange(9000, dtype=np.uint32), 50)[1].alternatives == ()
+
+
+def test_how_much_of_a_document_stands_before_the_question() -> None:
+    def before(*messages: tuple[str, str]) -> int:
+        return Toy().find(chatml(*messages))[0].document
+
+    assert before(("user", text(3000) + "\n\n" + QUESTION)) > 3000
+    assert before(("user", text(20_000) + "\n\n" + QUESTION)) > 3000, "its beginning is not looked for"
+    assert before(("user", QUESTION)) == before(("user", text(3000)), ("assistant", "Yes."), ("user", QUESTION)) == 0
+    assert before(("user", QUESTION + "\n\n" + text(3000))) == 0
+    for end in (
+        "What does the last paragraph say?",
+        "Who is spoken of above, and why?",
+        "How does the story end here?",
+    ):
+        assert before(("user", text(3000) + "\n\n" + end)) == 0, end

@@ -2,7 +2,7 @@
 
 import pytest
 
-from megacontext_vllm.focus.wording import alternatives, frame, pieces_of
+from megacontext_vllm.focus.wording import alternatives, asks_for_end, frame, pieces_of
 
 LISTS = [
     ("Origami, macrame or falconry: which of these does it show?", ["Origami", "macrame", "falconry"]),
@@ -60,3 +60,15 @@ def test_pieces_of_characters() -> None:
     assert pieces_of(pieces, (3, 5)) == (1, 3)
     assert pieces_of(pieces, (15, 16)) == (6, 7)
     assert pieces_of(pieces, (16, 20)) == (7, 7)
+
+
+@pytest.mark.parametrize("question", ["How does it end?", "What is the conclusion?", "Fix the code above.", "Go on!"])
+def test_words_for_the_end(question: str) -> None:
+    assert asks_for_end(question)
+
+
+@pytest.mark.parametrize(
+    "question", ["Who attends?", "What did the king say?", "Where is the key now?", "A lasting bend?"]
+)
+def test_no_words_for_the_end(question: str) -> None:
+    assert not asks_for_end(question)
