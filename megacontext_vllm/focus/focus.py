@@ -141,8 +141,8 @@ class Focus:
         self, tokens: npt.NDArray[np.uint32], query: Query, joined: Joined
     ) -> tuple[npt.NDArray[np.float32], bool]:
         """Of each full block, and whether every lens was heard."""
-        query = sought(tokens, query, self.lens.spelling, joined)
-        found = self.lens.find(tokens, query, joined)
+        # What stands nowhere may be told in other words: for its meaning all is sought that was asked for.
+        found = self.lens.find(tokens, sought(tokens, query, self.lens.spelling, joined), joined)
         led = look_again(tokens, query, found.utility, self.lens)
         told = self._told(tokens, query, found)
         places = told[:1] or ([] if query.many else answering(found.utility, found.share))

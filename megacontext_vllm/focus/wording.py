@@ -14,9 +14,9 @@ _TEXT = (
     r"(?:the|this|that)\s+(?:(?:above|whole|entire|full|given|provided|following)\s+)?"
     r"(?:text|document|passage|article|book|story|transcript|conversation|context)"
 )
-_SAYS = r"(?:say|state|mention|speak|talk|tell|describe|discuss|refer|report|explain)s?(?:\s+(?:about|of|to)\b)?"
+_SAYS = r"(?:say|state|mention|speak|talk|tell|describe|discuss|refer|report|explain)(?:\s+(?:about|of|to))?\b"
 _FRAME = re.compile(
-    rf"\b(?:(?:according\s+to|based\s+on)\s+{_TEXT}\b|{_TEXT}\s+{_SAYS}"
+    rf"\b(?:(?:according\s+to|based\s+on)\s+{_TEXT}\b|(?:does|do|did)\s+{_TEXT}\s+{_SAYS}"
     rf"|(?:mentioned|described|discussed|stated|referred\s+to|spoken\s+of)\s+(?:in|by)\s+{_TEXT}\b)",
     re.IGNORECASE,
 )
@@ -24,9 +24,8 @@ _END = re.compile(
     r"\b(?:last|end|ends|ended|ending|final|finally|conclu\w+|above|recent\w*|latest|newest|so\s+far|next|go\s+on|continu\w+)\b",
     re.IGNORECASE,
 )
-_OR = re.compile(
-    r",?\s+or\s+(?:(?:in|on|at|by|from|to|of|with)\s+)?(?:(?:the|an?|his|her|its|their|my|your)\s+)?", re.IGNORECASE
-)
+_OR = re.compile(r",?\s+or\s+", re.IGNORECASE)
+_ASKS = re.compile(r"\b(?:which|what|who|whom|whose|where|when)\b", re.IGNORECASE)
 _CLAUSE = re.compile(r"[:;.?!()\n]")
 _WORD = re.compile(r"[\w'’-]+")
 _LONGEST = 4  # words of one thing
@@ -45,23 +44,25 @@ def asks_for_end(text: str) -> bool:
 def alternatives(text: str) -> list[Span]:
     """The characters of each of the things of which a question asks for one, in order; none where it lists nothing.
 
-    Where a list goes over into the question ("Did she buy apples, red pears or plums?") and no colon stands between,
-    what is at its ends has no bounds: it is the next word alone, if there are more than those between commas have.
+    Only a list that a colon parts from the question is one. Within a sentence nothing says where the things begin and
+    end ("Did Rowan sell or rent the mill?"), and the word that stands nowhere may be the one that is meant.
     """
     for joint in _OR.finditer(text):
         before = [match.end() for match in _CLAUSE.finditer(text, 0, joint.start())]
         begin = before[-1] if before else 0
         behind = _CLAUSE.search(text, joint.end())
         end = behind.start() if behind else len(text)
-        comma = text.find(",", joint.end(), end)
-        listed = list(_between_commas(text, begin, joint.start()))
-        first, middle, last = listed[0], listed[1:], (joint.end(), end if comma < 0 else comma)
-        bare = ":" in (text[begin - 1 : begin], text[end : end + 1])
-        usual = _LONGEST if bare else max((_count(text, item) for item in middle), default=1)
-        items = [_cut(text, first, usual, last=True), *middle, _cut(text, last, usual, last=False)]
-        if all(0 < _count(text, item) <= _LONGEST for item in items):
+        items = [*_between_commas(text, begin, joint.start()), *_between_commas(text, joint.end(), end)]
+        if _parted(text, begin, end) and all(0 < len(_WORD.findall(text[slice(*item)])) <= _LONGEST for item in items):
             return items
     return []
+
+
+def _parted(text: str, begin: int, end: int) -> bool:
+    """Whether what asks stands on the other side of a colon."""
+    asks_before = text[begin - 1 : begin] == ":" and _ASKS.search(text, 0, begin) is not None
+    asks_behind = text[end : end + 1] == ":" and _ASKS.search(text, end) is not None
+    return (asks_before or asks_behind) and _ASKS.search(text, begin, end) is None
 
 
 def pieces_of(pieces: Sequence[str], span: Span) -> Span:
@@ -79,15 +80,3 @@ def _between_commas(text: str, begin: int, end: int) -> Iterator[Span]:
         yield begin, comma
         begin = comma + 1
     yield begin, end
-
-
-def _count(text: str, span: Span) -> int:
-    return len(_WORD.findall(text[slice(*span)]))
-
-
-def _cut(text: str, span: Span, usual: int, *, last: bool) -> Span:
-    """``span``, or the last or first word of it, where it has more than a thing has."""
-    found = [match.span() for match in _WORD.finditer(text, *span)]
-    if len(found) > usual:
-        return found[-1] if last else found[0]
-    return (found[0][0], found[-1][1]) if found else span
