@@ -4,52 +4,72 @@ What is asked for is then any of them, and a text that has one and not the other
 words that are missing, the others would say that the question's words do not find it.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
+from megacontext_vllm.focus.neighbours import apart
 from megacontext_vllm.focus.query import Query
 from megacontext_vllm.focus.spelling import Joined, Spelling, word_hash
 from megacontext_vllm.focus.stop_words import STOP_WORDS
 from megacontext_vllm.tree.nodes import BLOCK
 
-_SILENT = frozenset(map(word_hash, STOP_WORDS))
+_FEW = 3
+"""Places that have one of the alternatives. Where more do, it may stand in them by chance, and another one be meant."""
+_WORD = re.compile(r"[^\W\d_]+")
 
 
 def sought(tokens: npt.NDArray[np.uint32], query: Query, spelling: Spelling, joined: Joined | None = None) -> Query:
-    """``query`` without the alternatives that stand nowhere, where one of them does stand somewhere.
+    """``query`` without the alternatives that stand nowhere, where others do, in a few places.
 
     tokens  uint32 [N], the history. joined: what ``spelling.joined`` makes of its full blocks, if that is known.
     """
     if not query.alternatives:
         return query
-    hashes = spelling.words(query.terms)
-    words = [
-        {key for key in hashes[start:stop].tolist() if key and key not in _SILENT} for start, stop in query.alternatives
-    ]
-    if not all(words):  # numbers, for one, are no words
+    things = [_words(text) for _, _, text in query.alternatives]
+    if not all(things):  # numbers, for one, are no words
         return query
-    keys = np.array(sorted(set().union(*words)), dtype=np.uint64)
+    keys = np.array(sorted({key for words in things for forms in words for key in forms}), dtype=np.uint64)
     which = spelling.places(tokens[: len(tokens) // BLOCK * BLOCK], keys, joined)
     query.blank(which)
     at = np.flatnonzero(which >= 0)
-    blocks = {key: np.unique(at[which[at] == i] // BLOCK) for i, key in enumerate(keys.tolist())}
-    stand = [_stands([blocks[key] for key in alternative]) for alternative in words]
-    if all(stand) or not any(stand):
+    blocks = {key: at[which[at] == i] // BLOCK for i, key in enumerate(keys.tolist())}
+    found = [_places([np.concatenate([blocks[key] for key in forms]) for forms in words]) for words in things]
+    everywhere = np.zeros(len(tokens) // BLOCK, dtype=np.float32)
+    everywhere[np.concatenate(found)] = 1
+    if all(map(len, found)) or not 0 < len(apart(everywhere, 1, _FEW + 1)) <= _FEW:
         return query
     weights = query.weights.copy()
-    for (start, stop), stands in zip(query.alternatives, stand, strict=True):
-        if not stands:
+    for (start, stop, _), places in zip(query.alternatives, found, strict=True):
+        if not len(places):
             weights[start:stop] = 0
     return replace(query, weights=weights)
 
 
-def _stands(words: Sequence[npt.NDArray[np.intp]]) -> bool:
-    """Whether there is a place that has all of the words, each in one of its ascending blocks, or in one beside."""
+def _words(text: str) -> list[list[int]]:
+    """The hashes of the forms of each of the words of one alternative that say something."""
+    words = [word for word in _WORD.findall(text.casefold()) if word not in STOP_WORDS]
+    return [[key for form in _forms(word) if (key := word_hash(form))] for word in words]
+
+
+def _forms(word: str) -> set[str]:
+    """A word, and what may be its singular or plural: one in the question, the other in the text."""
+    forms = {word, word + "s", word + "es"}
+    if word.endswith("y"):
+        forms.add(word[:-1] + "ies")
+    for ending, singular in (("ies", "y"), ("es", ""), ("s", "")):
+        if word.endswith(ending):
+            forms.add(word.removesuffix(ending) + singular)
+    return forms - {""}
+
+
+def _places(words: Sequence[npt.NDArray[np.intp]]) -> npt.NDArray[np.intp]:
+    """The blocks that have all of the words, each in one of its blocks, or in one beside."""
     first, *others = sorted(words, key=len)
     for other in others:
         near = np.concatenate([other - 1, other, other + 1])
         first = first[np.isin(first, near)]
-    return len(first) > 0
+    return first

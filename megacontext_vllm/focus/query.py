@@ -28,7 +28,7 @@ _OPENING_PLAIN = 32  # without a question mark; a longer first line is the text 
 _HEADER_TOKENS = 4
 _MIN_WORDS = 3
 _MINOR_WEIGHT = 0.25
-_FRAME_WEIGHT = 0.05  # "... does the text speak about": something to look for only where nothing else is asked
+_FRAME_WEIGHT = 0.05  # "... does the text speak about", beside a list: nothing to look for
 _RECENT = 64  # tokens of an answer under way
 _ASKERS = frozenset({"user", "human"})
 _ROLES = _ASKERS | {"assistant", "system", "developer", "model", "tool", "ipython", "function", "observation", "bot"}
@@ -43,7 +43,7 @@ class Query:
     opening         ``[start, stop)`` of an instruction at the beginning whose terms count too; (0, 0) without one.
     recent          ``[start, stop)`` of an answer under way, or of its end; (0, 0) without one.
     now, many       whether it asks for what holds now (``present.py``), and for all there is (``many.py``).
-    alternatives    ``[start, stop)`` of ``terms`` of each of the things of which it asks for one.
+    alternatives    ``[start, stop)`` of ``terms`` of each of the things of which it asks for one, and its text.
     document        tokens of the same message in front of the question that it does not ask for the end of; 0 where the
                     question stands in front, or alone.
     """
@@ -56,7 +56,7 @@ class Query:
     recent: tuple[int, int] = (0, 0)
     now: bool = False
     many: bool = False
-    alternatives: tuple[tuple[int, int], ...] = ()
+    alternatives: tuple[tuple[int, int, str], ...] = ()
     document: int = 0
 
     def blank(self, values: npt.NDArray[Any]) -> None:
@@ -147,18 +147,21 @@ def find_query(
         opening=(first, first + len(opening)) if len(opening) else (0, 0),
         now=asks_for_now(asking),
         many=asks_for_many(asking),
-        alternatives=tuple((asks.start + start, asks.start + stop) for start, stop in listed),
+        alternatives=tuple((asks.start + start, asks.start + stop, text) for start, stop, text in listed),
         document=closing.start - message.start if asks.stop is None and not asks_for_end(asking) else 0,
     )
 
 
-def _worded(asking: str, terms: list[int], decode: Decode) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-    """Which of ``terms`` are frame, and which are each of the alternatives, of what ``asking`` says."""
-    framed, listed = frame(asking), alternatives(asking)
-    if not framed and not listed:
+def _worded(asking: str, terms: list[int], decode: Decode) -> tuple[list[tuple[int, int]], list[tuple[int, int, str]]]:
+    """Which of ``terms`` are frame beside a list, and which are each of the alternatives, of what ``asking`` says."""
+    listed = alternatives(asking)
+    if not listed:
         return [], []
     pieces = [decode([term]) for term in terms]
-    return [pieces_of(pieces, span) for span in framed], [pieces_of(pieces, span) for span in listed]
+    return (
+        [pieces_of(pieces, span) for span in frame(asking)],
+        [(*pieces_of(pieces, span), asking[slice(*span)].strip()) for span in listed],
+    )
 
 
 def _minor_weight(count: int, of: int) -> float:

@@ -1,7 +1,9 @@
 """What the wording of a question says about how to look for its answer: what it lists, and what is mere frame. English.
 
 "Origami, macrame or falconry: which of these does the text speak about?" puts three things side by side. That it is the
-text that speaks is so of every answer: no place has to say it.
+text that speaks is so of every answer: no place has to say it. Without a list the frame is left as it is: what remains
+may be one word ("What does the text say about sports?"), and a place that has it by chance no better than what means
+the like.
 """
 
 import re

@@ -28,8 +28,8 @@ ID = {text: i for i, text in enumerate(VOCABULARY)}
 SPELLING = Spelling(VOCABULARY)
 LENGTH = 20 * BLOCK
 ASKED = [" orig", "ami", " macrame", " falcon", "ry", " tea", " blending", "?"]
-LISTED = ((0, 2), (2, 3), (3, 5), (5, 7))
-"""Origami, macrame, falconry, tea blending."""
+Listed = tuple[tuple[int, int, str], ...]
+LISTED: Listed = ((0, 2, "origami"), (2, 3, "macrame"), (3, 5, "falconry"), (5, 7, "tea blending"))
 
 
 def history(words: dict[int, list[str]], end: int = LENGTH) -> np.ndarray:
@@ -39,7 +39,7 @@ def history(words: dict[int, list[str]], end: int = LENGTH) -> np.ndarray:
     return tokens
 
 
-def ask(words: dict[int, list[str]], listed: tuple[tuple[int, int], ...] = LISTED) -> tuple[Query, Query]:
+def ask(words: dict[int, list[str]], listed: Listed = LISTED) -> tuple[Query, Query]:
     """What was asked, at the end of the history, and what is sought."""
     terms = np.array([ID[piece] for piece in ASKED])
     tokens = np.concatenate([history(words), terms.astype(np.uint32)])
@@ -72,6 +72,19 @@ def test_what_stands_nowhere_is_not_sought_beside_what_does(words: dict[int, lis
     assert np.array_equal(query.terms, asked.terms) and query.weights.dtype == np.float32
 
 
+def test_another_form_of_a_word_is_the_word() -> None:
+    listed = ((0, 2, "origami"), (2, 3, "macrames"), (3, 5, "falconries"), (5, 7, "teas blending"))
+    _, query = ask({100: [" macrame"], 300: [" falcon", "ry"], 303: [" tea", " blending"]}, listed)
+    assert counted(query) == [" macrame", " falcon", "ry", " tea", " blending", "?"]
+
+
+def test_what_stands_in_many_places_may_be_there_by_chance() -> None:
+    places = {100 + 90 * i: [" macrame"] for i in range(4)}
+    asked, query = ask(places)
+    assert query is asked
+    assert counted(ask(dict(list(places.items())[:3]))[1]) == [" macrame", "?"]
+
+
 EVERYTHING = {100: [" orig", "ami"], 200: [" macrame"], 300: [" falcon", "ry"], 400: [" tea", " blending"]}
 
 
@@ -89,12 +102,12 @@ def test_without_a_list_nothing_changes() -> None:
 def test_numbers_and_words_that_say_nothing_are_no_things() -> None:
     terms = np.array([ID[piece] for piece in ("19", " macrame", " and")])
     tokens = np.concatenate([history({100: [" macrame"]}), terms.astype(np.uint32)])
-    for listed in (((0, 1), (1, 2)), ((1, 2), (2, 3))):
+    for listed in (((0, 1, "19"), (1, 2, "macrame")), ((1, 2, "macrame"), (2, 3, "and"))):
         query = Query(terms, np.ones(3, dtype=np.float32), LENGTH, len(tokens), alternatives=listed)
         assert sought(tokens, query, SPELLING) is query
 
 
 def test_a_history_without_a_full_block() -> None:
     terms = np.array([ID[" macrame"], ID[" tea"]])
-    query = Query(terms, np.ones(2, dtype=np.float32), 0, 2, alternatives=((0, 1), (1, 2)))
+    query = Query(terms, np.ones(2, dtype=np.float32), 0, 2, alternatives=((0, 1, "macrame"), (1, 2, "tea")))
     assert sought(terms.astype(np.uint32), query, SPELLING) is query

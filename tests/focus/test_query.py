@@ -197,11 +197,12 @@ def test_what_the_question_lists_and_what_of_it_is_frame(document: int, first: b
     toy, question = Toy(), "Old mills, canals or new towns: which of these does the text speak about?"
     parts = (question, text(document)) if first else (text(document), question)
     query = toy.find(chatml(("user", "\n\n".join(parts))))[0]
-    listed = [toy.decode(query.terms[start:stop].tolist()).strip() for start, stop in query.alternatives]
-    assert listed == ["Old mills", "canals", "new towns"]
+    listed = [toy.decode(query.terms[start:stop].tolist()).strip() for start, stop, _ in query.alternatives]
+    assert listed == [text for _, _, text in query.alternatives] == ["Old mills", "canals", "new towns"]
     weight = {toy.pieces[term].strip(): float(weight) for term, weight in zip(query.terms, query.weights)}
     assert max(weight[word] for word in ("does", "the", "text", "speak", "about")) < 0.1
     assert min(weight[word] for word in ("Old", "canals", "towns", "which")) == 1
+    assert toy.find(chatml(("user", text(document) + "\n\nWho does the text speak about?")))[0].weights.min() == 1
     # An answer under way asks by what it says.
     assert query.answered(np.arange(9000, dtype=np.uint32), 50)[1].alternatives == ()
 
