@@ -4,7 +4,7 @@ PYTHON ?= $(or $(shell command -v python3.11),python3)
 BIN := .venv/bin
 ARGS ?=
 ENV_FLAGS ?=
-# Test files that run side by side. Each worker may have an engine or two, of 2 GB each.
+# Test files that run side by side; those that start engines are in one worker (tests/conftest.py).
 WORKERS ?= 2
 BENCHMARKS ?= ttft interference long_answer refocus tree kernels
 
@@ -42,7 +42,7 @@ demo: model text  ## ask a 135M model about a text 44 times as long as it can re
 	@$(BIN)/python examples/demo.py $(ARGS)
 
 test: lint model text corpus  ## everything that CI checks (ARGS goes to pytest)
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder $(ARGS)
 
 lint: env  ## ruff and mypy
 	@$(BIN)/ruff check
