@@ -20,7 +20,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
-    """With ``-n``: a file is run by one worker, and so is all of ``tests/e2e``, whose files share engines of 3 GB each."""
+    """With ``-n``, one worker runs a file, and all of ``tests/e2e``, whose files share engines of 3 GB each."""
     return _ByFile(config, log)
 
 
