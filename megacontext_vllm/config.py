@@ -65,7 +65,8 @@ class MegaContextConfig(BaseModel):
         default=128,
         ge=1,
         description="Last tokens pinned raw, in a chat at most an eighth of the window. A longer question is pinned "
-        "from its start, and so is one behind a document, unless it speaks of the end.",
+        "from its start, and so is one behind a document, if what answers was found and it does not speak of the "
+        "end.",
     )
     lens: Literal["blend", "lexical"] = Field(
         default="blend",

@@ -46,6 +46,7 @@ class Scored:
 
     ``answer``: how many of the tokens, at the end, are an answer under way; the prompt is what stands before.
     ``whole``: every lens was heard; else one failed, and another time may do better.
+    ``anywhere``: what answers was found where it stands, or all there is was asked for: the end is like any other part.
     """
 
     length: int
@@ -53,6 +54,7 @@ class Scored:
     utility: npt.NDArray[np.float32]
     answer: int = 0
     whole: bool = True
+    anywhere: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,8 @@ class Focus:
     special_ids, decode  as ``find_query`` wants them.
     head_tokens          first tokens to pin raw, at most an eighth of the window.
     tail_tokens          last tokens to pin raw, with a question at most an eighth of the window; a longer question
-                         from its start, and so a question behind a document. At most about half of the window.
+                         from its start, and so one behind a document if what answers was found. At most about half of
+                         the window.
     gap_ids              token ids of the marker in place of a hidden span.
     meaning              finds what says it in other words; None: nothing does.
     encoder              reads what both have found once more; None: nothing does.
@@ -111,8 +114,8 @@ class Focus:
     def score(self, tokens: npt.NDArray[np.uint32]) -> Scored:
         """What a whole prompt (uint32 [N], with the template's special tokens) asks, and where it may be answered."""
         query = find_query(tokens, self.special_ids, self.decode)
-        utility, whole = self._utility(tokens, query, self._joined(tokens))
-        return Scored(len(tokens), query, utility, whole=whole)
+        utility, whole, anywhere = self._utility(tokens, query, self._joined(tokens))
+        return Scored(len(tokens), query, utility, whole=whole, anywhere=anywhere)
 
     def score_again(self, tokens: npt.NDArray[np.uint32], asked: Scored) -> Scored:
         """The same while it is answered: uint32 [N], the tokens that ``asked`` was made of by ``score``, and what was
@@ -139,8 +142,8 @@ class Focus:
 
     def _utility(
         self, tokens: npt.NDArray[np.uint32], query: Query, joined: Joined
-    ) -> tuple[npt.NDArray[np.float32], bool]:
-        """Of each full block, and whether every lens was heard."""
+    ) -> tuple[npt.NDArray[np.float32], bool, bool]:
+        """Of each full block, and ``whole`` and ``anywhere`` of ``Scored``."""
         # What stands nowhere may be told in other words: for its meaning all is sought that was asked for.
         found = self.lens.find(tokens, sought(tokens, query, self.lens.spelling, joined), joined)
         led = look_again(tokens, query, found.utility, self.lens)
@@ -160,7 +163,7 @@ class Focus:
             hops = apart(led, _CERTAIN * worth, _HOPS)
             utility[hops] = np.maximum(utility[hops], utility[places[0]])
             places += hops
-        return outdate(surround(utility, places, shared), told), whole
+        return outdate(surround(utility, places, shared), told), whole, query.many or bool(places)
 
     def _told(self, tokens: npt.NDArray[np.uint32], query: Query, found: Found) -> list[int]:
         """The blocks that tell anew what the question asks for as it is now, the last one first; mostly none."""
@@ -228,9 +231,9 @@ def _raw_parts(scored: Scored, window: int, head: int, tail: int) -> tuple[int, 
         most = max(BLOCK, _blocks(window // 8))
         # A message that is closed asks on its own; a text that just ends is to be continued from its end.
         recent = tail if scored.query.end == length else min(tail, most)
-        if scored.query.end < length and scored.query.document >= tail:
-            # What a document ends with is no part of the question. Just in front of it, it is what a small reader
-            # answers from.
+        if scored.anywhere and scored.query.end < length and scored.query.document >= tail:
+            # Just in front of the question, what a document happens to end with is what a small reader answers from.
+            # Where nothing was found, it may be what is meant: the end of a log says why it failed.
             recent = 0
         return min(head, most), (0, 0), min(max(recent, length - asking), window // 2 - BLOCK)
     # The question is in the middle now, and what is raw at the end is the answer, which has to go on from there.

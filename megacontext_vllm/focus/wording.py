@@ -23,7 +23,8 @@ _FRAME = re.compile(
     re.IGNORECASE,
 )
 _END = re.compile(
-    r"\b(?:last|end|ends|ended|ending|final|finally|conclu\w+|above|recent\w*|latest|newest|so\s+far|next|go\s+on|continu\w+)\b",
+    r"\b(?:last|end|ends|ended|ending|final|finally|conclu\w+|above|recent\w*|latest|newest|so\s+far|next|rest|go\s+on"
+    r"|continu\w+|complet\w+|finish\w*|extend\w*)\b",
     re.IGNORECASE,
 )
 _OR = re.compile(r",?\s+or\s+", re.IGNORECASE)

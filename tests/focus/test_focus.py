@@ -98,22 +98,25 @@ def test_what_is_pinned(focus: Focus, gists: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("before", "behind", "tail"),
+    ("before", "behind", "anywhere", "tail"),
     [
-        (5000, 8, 0),  # a document in front of the question, in a message that is closed: its end is like any part
-        (127, 8, 128),  # what was said before, too, stands in so short a tail
-        (0, 8, 128),  # a turn of a chat
-        (5000, 0, 128),  # a text that just ends is to be gone on with
+        (5000, 8, True, 0),  # a document in front of the question, in a closed message: its end is like any part
+        (5000, 8, False, 128),  # unless nothing was found: the end of a log says why it failed
+        (127, 8, True, 128),  # what was said before, too, stands in so short a tail
+        (0, 8, True, 128),  # a turn of a chat
+        (5000, 0, True, 128),  # a text that just ends is to be gone on with
     ],
 )
-def test_the_end_of_a_document_is_not_pinned(focus: Focus, before: int, behind: int, tail: int) -> None:
+def test_the_end_of_a_document_is_not_pinned(
+    focus: Focus, before: int, behind: int, anywhere: bool, tail: int
+) -> None:
     length, asked = 32 * 600, 32
     start = length - asked - behind
     terms = np.arange(asked)
     query = Query(terms, np.ones(asked, dtype=np.float32), start, length - behind, document=before)
     utility = np.zeros(length // 32, dtype=np.float32)
     utility[300] = 1
-    context = focus.allocate(Scored(length, query, utility), 1024, gists=False)
+    context = focus.allocate(Scored(length, query, utility, anywhere=anywhere), 1024, gists=False)
     assert pinned(context, "tail") == max(tail, 32 * -(-(asked + behind) // 32))
     assert all(entry.kind is Kind.RAW for entry in context.entries if entry.end > start), "the question is all there"
 
@@ -211,6 +214,14 @@ def test_of_a_list_the_one_thing_that_stands_is_shown_with_what_stands_around_it
     raw = [entry.index for entry in context.entries if entry.kind is Kind.RAW and entry.reason == "lens"]
     place = 30_000 // 32
     assert set(range(place - 20, place + 20)) <= set(raw)
+
+
+def test_whether_what_answers_was_found(focus: Focus) -> None:
+    tokens = history(20_000, question=4)
+    tokens[-4:] = [950, 951, 952, 953]
+    assert not focus.score(tokens).anywhere, "no place has all of it"
+    tokens[7000:7004] = [950, 951, 952, 953]
+    assert focus.score(tokens).anywhere
 
 
 class Pieces(Tokenizer):

@@ -65,7 +65,9 @@ def test_pieces_of_characters() -> None:
     assert pieces_of(pieces, (16, 20)) == (7, 7)
 
 
-@pytest.mark.parametrize("question", ["How does it end?", "What is the conclusion?", "Fix the code above.", "Go on!"])
+@pytest.mark.parametrize(
+    "question", ["How does it end?", "What is the conclusion?", "Fix the code above.", "Go on!", "Complete it."]
+)
 def test_words_for_the_end(question: str) -> None:
     assert asks_for_end(question)
 
