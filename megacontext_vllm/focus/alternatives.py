@@ -19,11 +19,13 @@ from megacontext_vllm.tree.nodes import BLOCK
 
 _FEW = 3
 """Places that have one of the alternatives. Where more do, it may stand in them by chance, and another one be meant."""
+_NEAR = 16
+"""Blocks within which what a text speaks of is named again. What is named once may be there by chance, too."""
 _WORD = re.compile(r"[^\W\d_]+")
 
 
 def sought(tokens: npt.NDArray[np.uint32], query: Query, spelling: Spelling, joined: Joined | None = None) -> Query:
-    """``query`` without the alternatives that stand nowhere, where others do, in a few places.
+    """``query`` without the alternatives that stand nowhere, where others do, in a few places, twice or more in each.
 
     tokens  uint32 [N], the history. joined: what ``spelling.joined`` makes of its full blocks, if that is known.
     """
@@ -42,11 +44,19 @@ def sought(tokens: npt.NDArray[np.uint32], query: Query, spelling: Spelling, joi
     everywhere[np.concatenate(found)] = 1
     if all(map(len, found)) or not 0 < len(apart(everywhere, 1, _FEW + 1)) <= _FEW:
         return query
+    if not all(_again(places) for places in found if len(places)):
+        return query
     weights = query.weights.copy()
     for (start, stop, _), places in zip(query.alternatives, found, strict=True):
         if not len(places):
             weights[start:stop] = 0
     return replace(query, weights=weights)
+
+
+def _again(places: npt.NDArray[np.intp]) -> bool:
+    """Whether each of these mentions of a thing has another one near."""
+    near = np.diff(np.sort(places)) <= _NEAR
+    return bool((np.append(near, False) | np.append(False, near)).all()) and len(places) > 1
 
 
 def _words(text: str) -> list[list[int]]:

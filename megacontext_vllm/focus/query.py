@@ -157,10 +157,12 @@ def _worded(asking: str, terms: list[int], decode: Decode) -> tuple[list[tuple[i
     listed = alternatives(asking)
     if not listed:
         return [], []
-    pieces = [decode([term]) for term in terms]
+    # One by one, tokens lose the space in front, or are a part of a character.
+    ends = [len(decode(terms[: i + 1]).rstrip("\ufffd")) for i in range(len(terms))]
+    ends = np.maximum.accumulate(ends).tolist()
     return (
-        [pieces_of(pieces, span) for span in frame(asking)],
-        [(*pieces_of(pieces, span), asking[slice(*span)].strip()) for span in listed],
+        [pieces_of(ends, span) for span in frame(asking)],
+        [(*pieces_of(ends, span), asking[slice(*span)].strip()) for span in listed],
     )
 
 

@@ -68,13 +68,13 @@ def _parted(text: str, begin: int, end: int) -> bool:
     return (asks_before or asks_behind) and _ASKS.search(text, begin, end) is None
 
 
-def pieces_of(pieces: Sequence[str], span: Span) -> Span:
-    """Which of ``pieces`` have some of the characters ``span`` of all of them put together."""
-    start, stop, at = len(pieces), 0, 0
-    for i, piece in enumerate(pieces):
-        if at < span[1] and at + len(piece) > span[0]:
+def pieces_of(ends: Sequence[int], span: Span) -> Span:
+    """Which pieces of a text have some of its characters ``span``; ``ends``: ascending, where each piece ends."""
+    start, stop, begin = len(ends), 0, 0
+    for i, end in enumerate(ends):
+        if begin < span[1] and end > span[0] and end > begin:
             start, stop = min(start, i), i + 1
-        at += len(piece)
+        begin = end
     return start, max(start, stop)
 
 

@@ -32,17 +32,19 @@ Listed = tuple[tuple[int, int, str], ...]
 LISTED: Listed = ((0, 2, "origami"), (2, 3, "macrame"), (3, 5, "falconry"), (5, 7, "tea blending"))
 
 
-def history(words: dict[int, list[str]], end: int = LENGTH) -> np.ndarray:
+def history(words: dict[int, list[str]], end: int = LENGTH, again: int = 33) -> np.ndarray:
+    """Each of the words is named again, ``again`` tokens on."""
     tokens = np.full(end, ID[" the"], dtype=np.uint32)
     for at, pieces in words.items():
-        tokens[at : at + len(pieces)] = [ID[piece] for piece in pieces]
+        for place in (at, at + again) if again else (at,):
+            tokens[place : place + len(pieces)] = [ID[piece] for piece in pieces]
     return tokens
 
 
-def ask(words: dict[int, list[str]], listed: Listed = LISTED) -> tuple[Query, Query]:
+def ask(words: dict[int, list[str]], listed: Listed = LISTED, again: int = 33) -> tuple[Query, Query]:
     """What was asked, at the end of the history, and what is sought."""
     terms = np.array([ID[piece] for piece in ASKED])
-    tokens = np.concatenate([history(words), terms.astype(np.uint32)])
+    tokens = np.concatenate([history(words, again=again), terms.astype(np.uint32)])
     query = Query(terms, np.ones(len(terms), dtype=np.float32), LENGTH, len(tokens), alternatives=listed)
     return query, sought(tokens, query, SPELLING)
 
@@ -83,6 +85,13 @@ def test_what_stands_in_many_places_may_be_there_by_chance() -> None:
     asked, query = ask(places)
     assert query is asked
     assert counted(ask(dict(list(places.items())[:3]))[1]) == [" macrame", "?"]
+
+
+@pytest.mark.parametrize("again", [0, 17 * BLOCK])
+def test_what_is_named_once_may_be_there_by_chance(again: int) -> None:
+    asked, query = ask({20: [" macrame"]}, again=again)
+    assert query is asked
+    assert counted(ask({20: [" macrame"]}, again=5)[1]) == counted(ask({20: [" macrame"]})[1]) == [" macrame", "?"]
 
 
 EVERYTHING = {100: [" orig", "ami"], 200: [" macrame"], 300: [" falcon", "ry"], 400: [" tea", " blending"]}

@@ -208,7 +208,7 @@ def test_of_a_list_the_one_thing_that_stands_is_shown_with_what_stands_around_it
     listed = [861, 1004, 862, 1005, 863, 1006, 1007, 30, 1008]  # one, another or a third: which of a common word?
     tokens = history(60_000, question=len(listed))
     tokens[: -len(listed) - 1] %= 40
-    tokens[30_000] = 862
+    tokens[[30_000, 30_100]] = 862
     tokens[-len(listed) :] = listed
     context = focus.allocate(focus.score(tokens), 2048, gists=False)
     raw = [entry.index for entry in context.entries if entry.kind is Kind.RAW and entry.reason == "lens"]

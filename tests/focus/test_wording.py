@@ -57,12 +57,13 @@ def test_what_speaks_of_the_text_is_frame(question: str, frames: list[str]) -> N
 
 
 def test_pieces_of_characters() -> None:
-    pieces = ["Or", "ig", "ami", ",", " mac", "ram", "e"]
-    assert pieces_of(pieces, (0, 7)) == (0, 3)
-    assert pieces_of(pieces, (8, 16)) == (4, 7)
-    assert pieces_of(pieces, (3, 5)) == (1, 3)
-    assert pieces_of(pieces, (15, 16)) == (6, 7)
-    assert pieces_of(pieces, (16, 20)) == (7, 7)
+    ends = [2, 4, 7, 8, 12, 15, 16]  # Or ig ami , _mac ram e
+    assert pieces_of(ends, (0, 7)) == (0, 3)
+    assert pieces_of(ends, (8, 16)) == (4, 7)
+    assert pieces_of(ends, (3, 5)) == (1, 3)
+    assert pieces_of(ends, (15, 16)) == (6, 7)
+    assert pieces_of(ends, (16, 20)) == (7, 7)
+    assert pieces_of([0, 0, 1, 4], (0, 1)) == (2, 3), "the bytes before the last one of a character are nothing yet"
 
 
 @pytest.mark.parametrize(
