@@ -34,10 +34,10 @@ from megacontext_vllm.eval.tasks import TASKS
 from megacontext_vllm.eval.tasks.filler import Filler
 from megacontext_vllm.eval.worth import DIFFERENT, Tried, ordered
 from megacontext_vllm.focus.focus import Focus
+from megacontext_vllm.tree.nodes import BLOCK
 
 Matrix = npt.NDArray[np.float64]
 
-_FAMILY = 32  # blocks of a node on LOD2
 _PARTS = 8
 PENALTIES = (0.003, 0.03, 0.3)
 BLEND = "utility, as served"
@@ -49,7 +49,7 @@ def features(focus: Focus, tokens: npt.NDArray[np.uint32], blocks: list[int]) ->
     utility = scored.utility
     found = focus.lens.find(tokens, scored.query)
     meaning = focus.meaning.score(tokens, scored.query) if focus.meaning else np.zeros_like(utility)
-    parents = np.pad(utility, (0, -len(utility) % _FAMILY)).reshape(-1, _FAMILY).max(axis=1)
+    parents = np.pad(utility, (0, -len(utility) % BLOCK)).reshape(-1, BLOCK).max(axis=1)  # a node has as many children
     beside = np.pad(utility, 1)
     return [
         {
@@ -58,7 +58,7 @@ def features(focus: Focus, tokens: npt.NDArray[np.uint32], blocks: list[int]) ->
             "share of the question's words": float(found.share[block]),
             "meaning (LensNet)": float(meaning[block]),
             "the better neighbour": float(max(beside[block], beside[block + 2])),
-            "the parent": float(parents[block // _FAMILY]),
+            "the parent": float(parents[block // BLOCK]),
             "recency": block / len(utility),
             "how many are better (negative logarithm)": -float(np.log1p((utility > utility[block]).sum())),
         }
@@ -109,19 +109,22 @@ def bradley_terry(differences: Matrix, penalty: float) -> Matrix:
     return fitted
 
 
-def across(tried: list[Tried], values: Matrix, penalty: float) -> float:
-    """Share of pairs ordered rightly by strengths that were fitted on other histories; values: [blocks, features]."""
+def rightly(tried: list[Tried], strength: Matrix) -> float:
+    """Share of pairs ordered rightly by ``strength`` float64 [blocks]."""
+    return ordered([replace(one, utility=float(value)) for one, value in zip(tried, strength, strict=True)])[0]
+
+
+def across(tried: list[Tried], pairs: npt.NDArray[np.int64], values: Matrix, penalty: float) -> Matrix:
+    """float64 [blocks]: the strength of each by weights fitted on other histories; values: [blocks, features]."""
     histories = sorted({one.history for one in tried})
     part = np.array([histories.index(one.history) % _PARTS for one in tried])
     normal = (values - values.mean(axis=0)) / np.maximum(values.std(axis=0), 1e-9)
-    pairs = pairs_of(tried)
     differences = normal[pairs[:, 0]] - normal[pairs[:, 1]]
-    right = 0.0
+    strength = np.zeros(len(tried))
     for held in range(_PARTS):
-        of_it = part[pairs[:, 0]] == held
-        margin = differences[of_it] @ bradley_terry(differences[~of_it], penalty)
-        right += float(((np.sign(margin) + 1) / 2).sum())
-    return right / len(pairs)
+        weights = bradley_terry(differences[part[pairs[:, 0]] != held], penalty)
+        strength[part == held] = normal[part == held] @ weights
+    return strength
 
 
 def main() -> None:
@@ -136,22 +139,19 @@ def main() -> None:
     tried, known = map(list, zip(*read(options.results, filler, chat, focus), strict=True))
     names = list(known[0])
     values = np.array([[what[name] for name in names] for what in known])
-    share: dict[str, Any] = {
-        name: ordered([replace(one, utility=value) for one, value in zip(tried, values[:, i], strict=True)])[0]
-        for i, name in enumerate(names)
-    }
-    share["the evidence itself"] = ordered([replace(one, utility=float(one.evidence)) for one in tried])[0]
+    pairs = pairs_of(tried)
+    share: dict[str, Any] = {name: rightly(tried, values[:, i]) for i, name in enumerate(names)}
+    share["the evidence itself"] = rightly(tried, np.array([float(one.evidence) for one in tried]))
     everything = np.concatenate([values, values**2, values[:, :1] * values[:, 1:]], axis=1)
     for penalty in PENALTIES:
-        share[f"Bradley-Terry of all above, penalty {penalty:g}"] = across(tried, values, penalty)
-        share[f"the same with squares and products with the utility, penalty {penalty:g}"] = across(
-            tried, everything, penalty
-        )
+        for name, given in (("", values), (" with squares and products with the utility", everything)):
+            fitted = across(tried, pairs, given, penalty)
+            share[f"Bradley-Terry of all above{name}, penalty {penalty:g}"] = rightly(tried, fitted)
     table = Table("ordered by", "rightly")
     for name, of_pairs in share.items():
         table.add_row(name, f"{of_pairs:.3f}")
     console = Console()
-    console.print(f"{len(tried)} blocks, {len(pairs_of(tried))} pairs of blocks of a question, one clearly better")
+    console.print(f"{len(tried)} blocks, {len(pairs)} pairs of blocks of a question, one clearly better")
     console.print(table)
     if options.json:
         options.json.write_text(json.dumps(share, indent=1) + "\n")
