@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from megacontext_vllm.cli.train_lensnet import add_lensnet
 from megacontext_vllm.cli.training import ready_torch
 from megacontext_vllm.config import default_store
+from megacontext_vllm.errors import ConfigError
 from megacontext_vllm.training.gistnet.recipe import Limits, Recipe
 
 HELP = {
@@ -66,6 +67,7 @@ def add_train_commands(commands: Any) -> None:
     gistnet.add_argument("--corpus", type=Path, metavar="FOLDER", help="default: that of 'megacontext corpus fetch'")
     gistnet.add_argument("--out", type=Path, required=True, metavar="DIR", help="weights, card, curve, state")
     gistnet.add_argument("--resume", action="store_true", help="go on with the run in --out, by its own recipe")
+    gistnet.add_argument("--start", type=Path, metavar="DIR", help="begin with the weights of the GistNet in there")
     limits = gistnet.add_argument_group("when it ends: at the first of these")
     limits.add_argument("--steps", type=int, metavar="N")
     limits.add_argument("--tokens", type=int, metavar="N")
@@ -115,8 +117,11 @@ def _recipe(options: argparse.Namespace) -> Recipe:
 
 def train_gistnet(options: argparse.Namespace) -> int:
     limits = Limits(options.steps, options.tokens, options.minutes)
+    if options.start and options.resume:
+        raise ConfigError("--start begins a new run with the weights of an old one: leave out --resume, or --start.")
     torch = ready_torch(options.threads)
     from megacontext_vllm.corpus import corpus_folder, token_stream
+    from megacontext_vllm.nets.checkpoints import card_of, load
     from megacontext_vllm.training.gistnet.frozen_model import FrozenModel
     from megacontext_vllm.training.gistnet.loop import Training
     from megacontext_vllm.training.gistnet.processes import Processes
@@ -132,13 +137,19 @@ def train_gistnet(options: argparse.Namespace) -> int:
     if options.validate_windows:
         held_out = token_stream("validation", folder / "tokenizer.json", folder=corpus)
         validation = Validation(base, held_out, options.validate_windows)
+    data = {"corpus": _manifest_key(corpus), "split": "train", "tokens": len(text.tokens)}
+    start = load(options.start, base.dim, base.fingerprint) if options.start else None
+    if start is not None:
+        begun = card_of(options.start)
+        data["start"] = {"gist_fingerprint": begun.gist_fingerprint, "tokens_seen": begun.tokens_seen}
     training = Training(
         base,
         text,
         recipe,
         options.out,
+        start=start,
         validation=validation,
-        data={"corpus": _manifest_key(corpus), "split": "train", "tokens": len(text.tokens)},
+        data=data,
         processes=processes,
         resume=options.resume,
     )

@@ -73,6 +73,11 @@ def load(path: Path, dim: int, model_fingerprint: bytes | None = None) -> Learne
     return net.eval()
 
 
+def card_of(path: Path) -> Card:
+    """The card of the net that ``load`` would read. Raises ConfigError, too."""
+    return read_card(_find(path).with_suffix(".json"))
+
+
 def _find(path: Path) -> Path:
     weights = path / NAME if path.is_dir() else path
     if not weights.is_file():

@@ -89,7 +89,10 @@ def test_jobs_write_the_nets_gists(tree: MegaContextTree, dtype: torch.dtype) ->
             assert (reader.header.model_fingerprint, reader.header.gist_fingerprint) == (MODEL, pool.net.fingerprint)
             assert reader.header.dtype.name == str(dtype).removeprefix("torch.").upper()
             rows = rows_to_tensor(reader.rows(0, reader.count), dtype)
-        torch.testing.assert_close(rows, expected, rtol=1e-2 if dtype != torch.float32 else 1e-5, atol=1e-5)
+        # A model in bfloat16 has its gists computed in it, too, which rounds more than the rows in the end.
+        most = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 1e-2}[dtype]
+        wrong = (rows.double() - expected.double()).norm(dim=1) / expected.double().norm(dim=1)
+        assert float(wrong.max()) < most, wrong
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

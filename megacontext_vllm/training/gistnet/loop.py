@@ -14,7 +14,7 @@ from megacontext_vllm.corpus import TokenStream
 from megacontext_vllm.errors import ConfigError
 from megacontext_vllm.nets.card import Card
 from megacontext_vllm.nets.checkpoints import save
-from megacontext_vllm.nets.learned import stored_tensors
+from megacontext_vllm.nets.learned import LearnedGistNet, stored_tensors
 from megacontext_vllm.nets.transformer import TransformerGistNet
 from megacontext_vllm.training.gistnet.curve import Curve
 from megacontext_vllm.training.gistnet.frozen_model import FrozenModel
@@ -23,7 +23,7 @@ from megacontext_vllm.training.gistnet.objective import Objective
 from megacontext_vllm.training.gistnet.packing import draw_packing
 from megacontext_vllm.training.gistnet.processes import Processes
 from megacontext_vllm.training.gistnet.recipe import Limits, Recipe
-from megacontext_vllm.training.gistnet.start import make_net
+from megacontext_vllm.training.gistnet.start import begin_with, make_net
 from megacontext_vllm.training.gistnet.state import Progress, read_state, restore, save_state
 from megacontext_vllm.training.gistnet.validation import Validation, describe
 from megacontext_vllm.training.gistnet.windows import Windows
@@ -48,6 +48,7 @@ class Report:
 class Training:
     """One run, in one folder: ``gistnet.safetensors`` and its card, the curve, and the state to resume from.
 
+    start   a trained net, of the recipe's sizes, to begin with its weights.
     data    what goes into the card about the text.
     resume  go on with the run in ``folder``, whose recipe must be this one.
     """
@@ -59,6 +60,7 @@ class Training:
         recipe: Recipe,
         folder: Path,
         *,
+        start: LearnedGistNet | None = None,
         validation: Validation | None = None,
         data: dict[str, Any] | None = None,
         processes: Processes | None = None,
@@ -71,6 +73,8 @@ class Training:
         self.processes = processes or Processes(cpu=base.device.type == "cpu")
         self.validation = validation
         self.net = make_net(base, recipe)
+        if start is not None:
+            begin_with(self.net, start)
         self.curve = Curve(folder)
         self.progress = Progress()
         self._data = data or {}

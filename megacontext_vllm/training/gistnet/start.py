@@ -23,6 +23,17 @@ def make_net(base: FrozenModel, recipe: Recipe) -> LearnedGistNet:
     return _transformer(base, recipe).to(base.device)
 
 
+def begin_with(net: LearnedGistNet, trained: LearnedGistNet) -> None:
+    """Take over the weights of ``trained``. Raises ConfigError if they are of other sizes."""
+    there = {"architecture": trained.architecture} | trained.sizes
+    here = {"architecture": net.architecture} | net.sizes
+    different = [f"{key} {there.get(key)} → {value}" for key, value in here.items() if there.get(key) != value]
+    if different:
+        raise ConfigError(f"The net to start with has other sizes ({', '.join(different)}): ask for its own.")
+    # The optimiser has the parameters already, so that these change in place.
+    net.load_state_dict(trained.state_dict())
+
+
 def _transformer(base: FrozenModel, recipe: Recipe) -> TransformerGistNet:
     config: Any = base.model.config.get_text_config()
     layers = base.layers

@@ -135,6 +135,22 @@ def test_what_is_saved_can_be_loaded_for_this_model_only(train: Callable[..., Tr
     assert training.curve.picture.stat().st_size > 1000
 
 
+def test_a_run_may_begin_where_a_trained_net_is(train: Callable[..., Training]) -> None:
+    first = train("first", recipe(windows=(128,), lr=1e-2))
+    first.run(Limits(steps=12), validate_every=100)
+    trained = load(first.folder, first.base.dim, first.base.fingerprint)
+    second = train("second", recipe(windows=(128,), lr=1e-2), start=trained)
+    assert torch.equal(second.net.widen.weight, trained.widen.weight)
+    card = second.run(Limits(steps=1), validate_every=100)
+    begun = next(row for row in second.curve.rows() if "validation" in row)["validation"]["near"]["gisted"]
+    assert begun == pytest.approx(trained_nll := first.validation(trained)["near"].gisted, abs=1e-4), trained_nll
+    assert card.gist_fingerprint != trained.fingerprint.hex(), "and it goes on from there"
+    with pytest.raises(ConfigError, match="heads 2 → 4"):
+        train("third", recipe(heads=4), start=trained)
+    with pytest.raises(ConfigError, match="architecture pooling → transformer"):
+        train("fourth", recipe(arch="transformer"), start=trained)
+
+
 def test_longer_windows_join_in_later(train: Callable[..., Training]) -> None:
     training = train("run", recipe(windows=(64, 128, 256)))
     seen: list[int] = []

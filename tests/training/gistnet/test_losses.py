@@ -32,7 +32,14 @@ def test_nothing_is_lost_where_student_and_teacher_agree() -> None:
     states = torch.randn(6, 8)
     assert float(head_loss(states, states, torch.zeros(6).long(), lambda h: h, 1.0, 0.0)) < 1e-6
     assert float(hidden_loss(states, 3 * states)) < 1e-5
-    assert abs(float(hidden_loss(states, -states)) - 20) < 1e-4
+    assert float(hidden_loss(states, 2 * states.mean(dim=0) - states)) > 18, "mirrored"
+
+
+def test_hidden_states_are_told_apart_by_more_than_what_they_all_have_in_common() -> None:
+    teacher = torch.randn(200, 32, generator=torch.Generator().manual_seed(0))
+    teacher[:, 0] += 500
+    near = teacher + 0.1 * torch.randn(200, 32, generator=torch.Generator().manual_seed(1))
+    assert float(hidden_loss(teacher.roll(1, 0), teacher)) > 8 and float(hidden_loss(near, teacher)) < 0.5
 
 
 def test_a_gist_that_points_at_its_own_block_has_the_smaller_contrastive_loss() -> None:
