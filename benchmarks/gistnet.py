@@ -2,13 +2,17 @@
 
     .venv/bin/python benchmarks/gistnet.py pooling transformer:arch=transformer,lr=1e-3
     .venv/bin/python benchmarks/gistnet.py --steps 50 one:scale=1 four:scale=4 eight:scale=8
+    .venv/bin/python benchmarks/gistnet.py --minutes 4 --threads 1 kl hidden:hidden_share=1
     .venv/bin/python benchmarks/gistnet.py --steps 2 --windows 2 pooling        # see whether it works
 
 Each argument is NAME or NAME:KEY=VALUE,... with the keys of `megacontext train gistnet`, on top of a small recipe:
-windows of 512 tokens, LOD1. All train on the same windows. The yardstick is how near the model's predictions come to
-those of the model that sees all of the text: KL to it over held-out windows of 1,024 tokens, as a share of the KL
-without any gists (0: as if dropped, 1: as if shown whole), by the number of raw tokens between the last gist and the
-predicted token. With few windows KL says more than the NLL of `megacontext eval gists`, which counts in the end.
+windows of 512 tokens, LOD1. A list is written 32+64+128, yes is 1. All train on the same windows, for as many steps
+or as many minutes of a core.
+
+The yardstick is how near the model's predictions come to those of the model that sees all of the text: KL to it over
+held-out windows of 1,024 tokens, as a share of the KL without any gists (0: as if dropped, 1: as if shown whole), by
+the number of raw tokens between the last gist and the predicted token. With few windows KL says more than the NLL of
+`megacontext eval gists`, which counts in the end.
 """
 
 import argparse
@@ -91,39 +95,52 @@ class Yardstick:
         return torch.cat(parts).cpu()
 
 
-def train(base: FrozenModel, recipe: Recipe, windows: Windows, steps: int, console: Console) -> tuple[GistNet, float]:
-    """The net after ``steps`` steps, and the seconds that they took."""
+def train(
+    base: FrozenModel, recipe: Recipe, windows: Windows, steps: int, minutes: float | None, console: Console
+) -> tuple[GistNet, int, float]:
+    """The net after ``steps`` steps, or ``minutes`` of processor time; the steps, and the seconds that they took."""
     net, objective = make_net(base, recipe), Objective(base, recipe, None)
     optimizer = make_optimizer(torch.nn.ModuleDict({"net": net}), net, recipe)
-    begun = time.monotonic()
+    begun, begun_processor, step = time.monotonic(), time.process_time(), 0
     with console.status("") as status:
-        for step in range(steps):
+        while True:
+            share = step / steps if minutes is None else (time.process_time() - begun_processor) / 60 / minutes
+            if share >= 1:
+                break
             rng = np.random.default_rng([recipe.seed, step])
             scale = min(1.0, (step + 1) / recipe.warmup)
-            scale *= recipe.final_lr + (1 - recipe.final_lr) * 0.5 * (1 + math.cos(math.pi * step / steps))
+            scale *= recipe.final_lr + (1 - recipe.final_lr) * 0.5 * (1 + math.cos(math.pi * share))
             for group in optimizer.param_groups:
                 group["lr"] = group["base_lr"] * scale
             shares = {"raw_share": recipe.raw_share, "coarse_share": recipe.coarse_share}
             packing = draw_packing(rng, windows.length, recipe.segments, levels=recipe.levels, **shares)
             drawn = windows.draw(rng, recipe.batch)
-            loss = objective(net, drawn, packing, match_hidden=step < recipe.hidden_share * steps)
+            loss = objective(net, drawn, packing, match_hidden=share < recipe.hidden_share)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(net.parameters(), recipe.clip)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            status.update(f"step {step + 1} of {steps}")
-    return net, time.monotonic() - begun
+            step += 1
+            status.update(f"step {step}, {share:.0%}")
+    return net, step, time.monotonic() - begun
 
 
 def parse(argument: str) -> tuple[str, Recipe]:
     name, _, changes = argument.partition(":")
     changed: dict[str, Any] = {}
-    kinds = {field.name: type(getattr(SMALL, field.name)) for field in dataclasses.fields(Recipe)}
+    values = {field.name: getattr(SMALL, field.name) for field in dataclasses.fields(Recipe)}
     for change in filter(None, changes.split(",")):
-        key, _, value = change.partition("=")
-        if kinds.get(key) not in (int, float, str):
-            raise SystemExit(f"{argument}: {key!r} is no number or word of a recipe: {', '.join(kinds)}")
-        changed[key] = kinds[key](value)
+        key, _, text = change.partition("=")
+        if key not in values:
+            raise SystemExit(f"{argument}: a recipe has no {key!r}, but {', '.join(values)}")
+        before = values[key]
+        try:
+            if isinstance(before, tuple):
+                changed[key] = tuple(map(int, text.split("+")))
+            else:
+                changed[key] = bool(int(text)) if isinstance(before, bool) else type(before)(text)
+        except ValueError:
+            raise SystemExit(f"{argument}: {text!r} is no {key}, which is {before!r} by default") from None
     return name, dataclasses.replace(SMALL, **changed)
 
 
@@ -131,6 +148,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipes", nargs="+", metavar="NAME:KEY=VALUE,...")
     parser.add_argument("--steps", type=int, default=50, help="of 512 tokens (default: %(default)s)")
+    parser.add_argument("--minutes", type=float, help="of processor time, instead of steps")
     parser.add_argument("--windows", type=int, default=14, help="held out (default: %(default)s)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: torch's)")
     options = parser.parse_args()
@@ -147,8 +165,8 @@ def main() -> None:
     shown.add_row("KL without gists, nats", "", "", *(f"{value:.2f}" for value in yardstick.dropped))
     for name, recipe in recipes:
         windows = Windows(text, recipe.windows[0])
-        net, seconds = train(base, recipe, windows, options.steps, console)
-        tokens = options.steps * windows.length * recipe.batch
+        net, steps, seconds = train(base, recipe, windows, options.steps, options.minutes, console)
+        tokens = steps * windows.length * recipe.batch
         shown.add_row(name, f"{tokens:,}", f"{seconds:.0f}", *(f"{share:+.3f}" for share in yardstick(net)))
         console.print(f"{name}: done")
     console.print(shown)
