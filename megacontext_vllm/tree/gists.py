@@ -1,9 +1,9 @@
 """Which GistNet made which gist, and the writing of gists. Plain functions on a tree folder, for any process.
 
-``gists.json`` lists the nets a tree has seen, newest last: ``{"format_version": 1, "versions": [fingerprint, ...]}``.
-The version of a gist is the position of its net plus one, 0 where it must be made again. The header of a level file has
-the fingerprint of the net of all its rows; it is ``MIXED`` while there are rows of several, or rows to be made again.
-Only while it is does the column ``LODn.version.col`` decide. A tree that only ever saw one net has neither file.
+The version of a gist is the place of its net in ``gists.json`` (``gist_nets.py``) plus one, 0 where it must be made
+again. The header of a level file has the fingerprint of the net of all its rows; it is ``MIXED`` while there are rows
+of several, or rows to be made again. Only while it is does the column ``LODn.version.col`` decide. A tree that only
+ever saw one net has neither file.
 
 Whatever is killed at whatever point, a version in the column is that of the net that made the row, or 0: it is set to 0
 before a row changes and to the net's version after. (A power cut may keep the column and lose the row, unless the fsync
@@ -12,10 +12,6 @@ policy is ``always``.)
 A reader that shows gists asks ``gist_versions`` and takes a gist of version 0 as not there.
 """
 
-import fcntl
-import json
-import logging
-import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,22 +24,16 @@ from numpy.typing import NDArray
 from megacontext_vllm.errors import CorruptTreeError, FingerprintMismatchError, StoreError, TreeLockedError
 from megacontext_vllm.tree.files.checksums import page_rows
 from megacontext_vllm.tree.files.columns import Column, column_path
-from megacontext_vllm.tree.files.durability import NEVER, Durability, sync_path
+from megacontext_vllm.tree.files.durability import NEVER, Durability
 from megacontext_vllm.tree.files.header import MIXED, Header, level_path
 from megacontext_vllm.tree.files.level_file import LevelWriter, open_again
 from megacontext_vllm.tree.files.level_reader import LevelReader, read_count
-from megacontext_vllm.tree.files.locks import unlock
+from megacontext_vllm.tree.gist_nets import MOST_NETS, locked, read_nets, version_of, write_nets
 from megacontext_vllm.tree.nodes import BLOCK
 from megacontext_vllm.tree.sealed import SealedSpans
 from megacontext_vllm.tree.tree import MegaContextTree, gist_levels
 
-logger = logging.getLogger(__name__)
-
-GISTS = "gists.json"
 VERSION_COLUMN = "version"
-_LOCK = "gists.lock"
-_FORMAT_VERSION = 1
-_MAX_VERSIONS = 65_535  # of a u16
 _PATIENCE_SECONDS, _PAUSE_SECONDS = 5.0, 0.002
 
 
@@ -53,7 +43,7 @@ def known_versions(folder: Path) -> list[bytes]:
     Without ``gists.json`` they are those in the level files, that of the lowest level last: the others follow from it.
     Raises CorruptTreeError (a level file, or the ``gists.json`` of a later release), StoreError.
     """
-    found = _load(folder)
+    found = read_nets(folder)
     return _fingerprints(folder) if found is None else found
 
 
@@ -73,9 +63,9 @@ def gist_versions(folder: Path, level: int, start: int, stop: int) -> NDArray[np
     if not 0 <= start <= stop <= count:
         raise IndexError(f"gists [{start}, {stop}) of level {level} of {folder}, which has {count}")
     if header is None or header.gist_fingerprint != MIXED:
-        version = _version_of(known_versions(folder), header.gist_fingerprint) if header else 0
+        version = version_of(known_versions(folder), header.gist_fingerprint) if header else 0
         return np.full(stop - start, version, np.uint16)
-    known = _load(folder)
+    known = read_nets(folder)
     if known is None:  # lost: without it the numbers in the column mean nothing
         return np.zeros(stop - start, np.uint16)
     with Column(folder, level, VERSION_COLUMN, np.uint16) as column:
@@ -114,7 +104,7 @@ def begin_refresh(folder: Path, fingerprint: bytes, durability: Durability = NEV
     StoreError.
     """
     assert len(fingerprint) == 16 and fingerprint != MIXED
-    with _locked(folder):
+    with locked(folder):
         known = _settled(folder, fingerprint, durability)
         for level in _levels(folder):
             with _writer(level_path(folder, level), None, durability) as writer:
@@ -128,7 +118,7 @@ def mark_damaged(folder: Path, level: int, start: int, stop: int, durability: Du
     Damage in the unfinished last page is for ``cut_level`` to take away. Raises IndexError beyond the committed gists,
     CorruptTreeError (damage there, or in the header), TreeLockedError, StoreError.
     """
-    with _locked(folder):
+    with locked(folder):
         known = _settled(folder, None, durability)
         with _writer(level_path(folder, level), None, durability) as writer:
             if not 0 <= start <= stop <= writer.count:
@@ -190,13 +180,13 @@ def _put(writer: LevelWriter, header: Header, start: int, rows: NDArray[Any], du
     folder, stop = writer.path.parent, start + len(rows)
     if writer.header.gist_fingerprint not in (MIXED, header.gist_fingerprint):
         # Rows of another net join it. This may also be a net whose refresh was overtaken: its rows count as stale.
-        known = _load(folder) or []
-        if not _version_of(known, header.gist_fingerprint):
+        known = read_nets(folder) or []
+        if not version_of(known, header.gist_fingerprint):
             raise _unknown_net(writer.path)
         _mix(folder, writer, known, durability)
     mixed = writer.header.gist_fingerprint == MIXED
     if mixed:
-        version = _version_of(_load(folder) or [], header.gist_fingerprint)
+        version = version_of(read_nets(folder) or [], header.gist_fingerprint)
         if not version:
             raise _unknown_net(writer.path)
         # Also before an append: rows may have been here before, and their versions with them.
@@ -217,7 +207,7 @@ def finish(folder: Path, durability: Durability = NEVER) -> bool:
     Cheap where no level is ``MIXED``. Raises CorruptTreeError, TreeLockedError, StoreError.
     """
     done = True
-    with _locked(folder):
+    with locked(folder):
         target = newest(folder)
         sealed = SealedSpans.of(folder)
         for level in _levels(folder):
@@ -245,7 +235,7 @@ def _mix(
 ) -> None:
     """Let the version column decide from now on: fill it, then say so. Rows ``[bad, bad_stop)`` become version 0."""
     level = writer.header.level
-    version = _version_of(known, writer.header.gist_fingerprint)
+    version = version_of(known, writer.header.gist_fingerprint)
     with Column(folder, level, VERSION_COLUMN, np.uint16, writable=True) as column:
         column.fill(0, writer.count, version)
         column.fill(bad, bad_stop, 0)
@@ -264,11 +254,6 @@ def _note(folder: Path, level: int, start: int, stop: int, version: int, durabil
 
 def _unknown_net(path: Path) -> FingerprintMismatchError:
     return FingerprintMismatchError(f"{path} was written by another GistNet; refresh the tree or drop its gists")
-
-
-def _version_of(known: list[bytes], fingerprint: bytes) -> int:
-    """The latest version that is of this net; 0 if there is none."""
-    return next((at for at in range(len(known), 0, -1) if known[at - 1] == fingerprint), 0)
 
 
 def _header(path: Path) -> Header | None:
@@ -305,57 +290,18 @@ def _fingerprints(folder: Path) -> list[bytes]:
 
 def _settled(folder: Path, fingerprint: bytes | None, durability: Durability) -> list[bytes]:
     """What is in ``gists.json`` from now on: what was, or what is in use; and ``fingerprint``, if given, the newest."""
-    found = _load(folder)
+    found = read_nets(folder)
     known = _fingerprints(folder) if found is None else found
     if fingerprint is not None and known[-1:] != [fingerprint]:
-        if len(known) >= _MAX_VERSIONS:
+        if len(known) >= MOST_NETS:
             raise StoreError(f"{folder} has seen {len(known)} GistNets, and cannot tell more apart; drop its gists")
         known = [*known, fingerprint]
     if known != found:
         if found is None:  # numbers of a lost list must not be read by a new one
             for level in gist_levels(folder):
                 column_path(folder, level, VERSION_COLUMN).unlink(missing_ok=True)
-        _save(folder, known, durability)
+        write_nets(folder, known, durability)
     return known
-
-
-def _load(folder: Path) -> list[bytes] | None:
-    """The nets in ``gists.json``; None if it is missing or damaged. Raises CorruptTreeError, StoreError."""
-    path = folder / GISTS
-    try:
-        data = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise StoreError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, RecursionError):
-        data = None
-    if isinstance(data, dict) and isinstance(data.get("format_version"), int) and data["format_version"] > 1:
-        raise CorruptTreeError(f"{path}: format version {data['format_version']}, known is {_FORMAT_VERSION}")
-    try:
-        assert isinstance(data, dict) and data["format_version"] == _FORMAT_VERSION
-        known = [bytes.fromhex(item) for item in data["versions"]]
-        assert len(known) <= _MAX_VERSIONS and all(len(item) == 16 and item != MIXED for item in known)
-        return known
-    except (AssertionError, KeyError, TypeError, ValueError):
-        logger.warning("%s is damaged; the gists of refreshes under way are made again", path)
-        return None
-
-
-def _save(folder: Path, known: list[bytes], durability: Durability) -> None:
-    """Replace ``gists.json`` in one step. Raises StoreError."""
-    draft = folder / f"{GISTS}.tmp"
-    try:
-        with open(draft, "w", encoding="utf-8") as file:
-            text = {"format_version": _FORMAT_VERSION, "versions": [item.hex() for item in known]}
-            file.write(json.dumps(text) + "\n")
-            file.flush()
-            os.fsync(file.fileno())  # rare, and an empty file after a power cut would cost all gists of a refresh
-        draft.replace(folder / GISTS)
-        if durability.always:
-            sync_path(folder)
-    except OSError as error:
-        raise StoreError(f"cannot write {folder / GISTS}: {error.strerror}") from error
 
 
 @contextmanager
@@ -387,17 +333,3 @@ def _writer(path: Path, header: Header | None, durability: Durability) -> Iterat
 
 def _with_net(header: Header, fingerprint: bytes) -> Header:
     return Header(header.level, header.dtype, header.dim, header.count, header.model_fingerprint, fingerprint)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One at a time changes ``gists.json`` and what headers say."""
-    try:
-        fd = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    except OSError as error:
-        raise StoreError(f"cannot lock {folder}: {error.strerror}") from error
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
-    finally:
-        unlock(fd)

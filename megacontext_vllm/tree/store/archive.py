@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 from megacontext_vllm.errors import StoreError
 from megacontext_vllm.tree.files.level_reader import LevelReader
-from megacontext_vllm.tree.gists import GISTS
+from megacontext_vllm.tree.gist_nets import GISTS
 from megacontext_vllm.tree.meta import read_meta
 from megacontext_vllm.tree.store.archive_parts import CHUNK_BYTES, parts_of
 from megacontext_vllm.tree.store.manifest import DIGEST_BYTES, NAME, FileEntry, Manifest

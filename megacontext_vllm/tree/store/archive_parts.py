@@ -12,7 +12,8 @@ import numpy as np
 from megacontext_vllm.tree.files.columns import Column, column_path
 from megacontext_vllm.tree.files.header import HEADER_BYTES, MIXED, Header, level_path
 from megacontext_vllm.tree.files.level_reader import LevelReader
-from megacontext_vllm.tree.gists import GISTS, VERSION_COLUMN
+from megacontext_vllm.tree.gist_nets import GISTS
+from megacontext_vllm.tree.gists import VERSION_COLUMN
 from megacontext_vllm.tree.nodes import BLOCK, num_nodes
 from megacontext_vllm.tree.sealed import SEALED
 from megacontext_vllm.tree.store.manifest import column_bytes
