@@ -105,9 +105,10 @@ class MegaContextConfig(BaseModel):
     gist_net: str | None = Field(
         default=None,
         description=(
-            "GistNet that unexpanded spans are shown with. Default: the one that comes with this version for the model "
-            "served, if there is one; else such spans are hidden behind the gap marker. 'none': always hide them. "
-            "'shipped': refuse to start where none comes along. A folder: what 'megacontext train gistnet' made. "
+            "GistNet that unexpanded spans are shown with. Default: they are hidden behind the gap marker, unless this "
+            "version comes with weights for the model served that were found to be worth it (its card: by_default). "
+            "'none': always hide them. 'shipped': the weights that come with this version for the model served; refuse "
+            "to start where there are none. A folder: what 'megacontext train gistnet' made. "
             "'random:SEED': an untrained net for tests; it turns the model's output into noise."
         ),
     )

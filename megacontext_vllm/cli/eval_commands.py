@@ -60,6 +60,12 @@ def add_eval_commands(commands: Any, machine: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="sentence encoder that MegaContext is served with, as the setting of that name (default: none)",
     )
+    gists = argparse.ArgumentParser(add_help=False)
+    gists.add_argument(
+        "--gist-net",
+        metavar="DIR",
+        help="GistNet of the method trained_gists, as the setting of that name (default: the shipped one)",
+    )
 
     compute = argparse.ArgumentParser(add_help=False)
     dtypes = ("float32", "bfloat16", "float16")
@@ -68,7 +74,7 @@ def add_eval_commands(commands: Any, machine: argparse.ArgumentParser) -> None:
 
     run = actions.add_parser(
         "run",
-        parents=[model, served, compute],
+        parents=[model, served, gists, compute],
         help="measure; results go to a folder, and a run that was cut off goes on",
         description="Every question through every method at every budget. Results are added to DIR/results.jsonl as "
         "they come; what is there already is not measured again.",
@@ -111,7 +117,7 @@ def add_eval_commands(commands: Any, machine: argparse.ArgumentParser) -> None:
 
     show = actions.add_parser(
         "show",
-        parents=[model, served],
+        parents=[model, served, gists],
         help="one question of a task, and what each method shows for it",
         description="Prints a question, its evidence, and how much of it each method shows, with the text if asked.",
     )

@@ -232,7 +232,7 @@ def tools_of(chat: "ChatFormat", reader: "Reader | None", options: argparse.Name
     from megacontext_vllm.eval.methods.base import Tools
 
     limit = getattr(reader, "limit", None)
-    settings = MegaContextConfig(lens=options.lens, encoder=options.encoder)
+    settings = MegaContextConfig(lens=options.lens, encoder=options.encoder, gist_net=_gist_net(options))
     return Tools(
         chat,
         chat.encode(settings.gap_marker).tolist(),
@@ -241,6 +241,11 @@ def tools_of(chat: "ChatFormat", reader: "Reader | None", options: argparse.Name
         longest=None if limit is None else limit - ROOM,
         settings=settings,
     )
+
+
+def _gist_net(options: argparse.Namespace) -> str | None:
+    """Only some commands show gists."""
+    return getattr(options, "gist_net", None)
 
 
 def setting_of(options: argparse.Namespace, reader: "Reader | None") -> dict[str, Any]:
@@ -256,4 +261,5 @@ def setting_of(options: argparse.Namespace, reader: "Reader | None") -> dict[str
         # Unsaid where it is the default, so that results from before there was a choice can be added to.
         **({"lens": options.lens} if options.lens != MegaContextConfig().lens else {}),
         **({"encoder": "/".join(options.encoder.resolve().parts[-2:])} if options.encoder else {}),
+        **({"gist_net": "/".join(Path(net).resolve().parts[-2:])} if (net := _gist_net(options)) else {}),
     }

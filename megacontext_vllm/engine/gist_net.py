@@ -10,7 +10,7 @@ from megacontext_vllm.engine.embedding import find_embedding
 from megacontext_vllm.errors import UnsupportedEngineError
 from megacontext_vllm.nets.gistnet import GistNet, load_gist_net
 from megacontext_vllm.nets.model_fingerprint import embedding_digest, model_fingerprint, sampled_ids
-from megacontext_vllm.nets.shipped import comes_with_width, find_shipped
+from megacontext_vllm.nets.shipped import find_default, shown_by_default
 
 NONE = "none"
 UNTRAINED = "random:"
@@ -26,7 +26,7 @@ def choose_gist_net(
     for and the model has no embedding layer to show them in.
     """
     dim = vllm_config.model_config.get_hidden_size()
-    if name == NONE or (name is None and not comes_with_width(dim)):
+    if name == NONE or (name is None and not shown_by_default(dim)):
         return None
     if name is not None and name.startswith(UNTRAINED):
         return load_gist_net(name, dim)
@@ -37,7 +37,7 @@ def choose_gist_net(
             return None  # nobody asked for gists
         raise
     if name is None:
-        path = find_shipped(fingerprint)
+        path = find_default(fingerprint)
         return load_gist_net(str(path), dim, fingerprint) if path else None
     return load_gist_net(name, dim, fingerprint)
 

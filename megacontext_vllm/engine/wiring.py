@@ -18,7 +18,7 @@ logger = logging.getLogger("vllm.megacontext")
 
 def make_planner(settings: MegaContextConfig, tokenizer: Any, workers: WorkerDescription) -> Planner:
     if workers.gist_fingerprint is None:
-        why = "gist_net is 'none'" if settings.gist_net == "none" else "no trained GistNet for this model"
+        why = "gist_net is 'none'" if settings.gist_net == "none" else "no GistNet is the default for this model"
         logger.info("MegaContext: unexpanded spans are hidden behind %r: %s.", settings.gap_marker, why)
     elif workers.gist_trained:
         logger.info("MegaContext: unexpanded spans are shown as gists of the %s.", workers.gist_net)

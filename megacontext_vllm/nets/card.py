@@ -20,6 +20,7 @@ class Card:
     model, model_fingerprint  whose gists it makes: its name for people, and what is checked.
     gist_fingerprint     of the weights; set when they are saved.
     positions            how gists were placed in training: 'compact' is one position an entry.
+    by_default           of weights that come with this package: an engine uses them without being asked to.
     data                 what it was trained on: the corpus' manifest hash, splits, number of tokens in it.
     """
 
@@ -34,6 +35,7 @@ class Card:
     tokens_seen: int = 0
     metrics: dict[str, Any] = field(default_factory=dict)
     positions: str = "compact"
+    by_default: bool = False
     date: str = field(default_factory=lambda: datetime.now(UTC).date().isoformat())
     licence: str = "Apache-2.0"
     format: int = FORMAT

@@ -25,6 +25,11 @@ def embedding_digest(rows: torch.Tensor) -> bytes:
     return hashlib.blake2b(bits.tobytes(), digest_size=16).digest()
 
 
+def table_fingerprint(tokenizer: Any, table: torch.Tensor) -> bytes:
+    """``model_fingerprint`` of a model whose whole table of embeddings, ``[V, d]``, is at hand, without padding."""
+    return model_fingerprint(tokenizer, embedding_digest(table[sampled_ids(len(table)).to(table.device)]))
+
+
 def model_fingerprint(tokenizer: Any, digest: bytes) -> bytes:
     """16 bytes over the tokenizer's vocabulary and what ``embedding_digest`` gave. ``tokenizer`` has ``get_vocab``."""
     whole = hashlib.blake2b(digest, digest_size=16)

@@ -15,7 +15,7 @@ from megacontext_vllm.nets.embedding_space import EmbeddingSpace
 from megacontext_vllm.nets.gistnet import BLOCK, load_gist_net
 from megacontext_vllm.nets.learned import LearnedGistNet, stored_tensors
 from megacontext_vllm.nets.pooling import PoolingGistNet
-from megacontext_vllm.nets.shipped import find_shipped
+from megacontext_vllm.nets.shipped import find_default, find_shipped, shown_by_default
 from megacontext_vllm.nets.transformer import TransformerGistNet
 
 DIM = 24
@@ -180,6 +180,16 @@ def test_shipped_weights_are_found_by_fingerprint(tmp_path: Path) -> None:
     found = find_shipped(bytes(16), tmp_path)
     assert found == tmp_path / "two.safetensors" and load(found, DIM, bytes(16)).trained
     assert find_shipped(b"x" * 16, tmp_path) is None
+
+
+def test_shipped_weights_are_the_default_only_where_their_card_says_so(tmp_path: Path) -> None:
+    for name, model, by_default in (("one", MODEL, False), ("two", bytes(16), True)):
+        save(make(), tmp_path / name, Card("?", {}, 0, name, model.hex(), by_default=by_default))
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert find_shipped(MODEL, one) == one / NAME and find_default(MODEL, one) is None
+    assert find_default(bytes(16), two) == two / NAME and find_default(MODEL, two) is None
+    asked = [shown_by_default(dim, folder) for folder in (one, two) for dim in (DIM, DIM + 1)]
+    assert asked == [False, False, True, False]
 
 
 def test_a_model_without_shipped_weights_says_so() -> None:

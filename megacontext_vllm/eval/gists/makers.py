@@ -9,6 +9,9 @@ from megacontext_vllm.eval.gists.layouts import BLOCK
 from megacontext_vllm.nets.gistnet import GistNet
 from megacontext_vllm.nets.training_free import CentredMeanGists, KeywordGists, TrainingFreeGists
 
+_BLOCKS_AT_ONCE = 2048
+"""Nodes that a net makes in one call: their embeddings are 150 MB for the default model."""
+
 
 class GistMaker(ABC):
     """Gists of whole nodes from the tokens under them.
@@ -73,9 +76,10 @@ class NetGists(GistMaker):
     @torch.inference_mode()
     def gists(self, tokens: torch.Tensor, level: int) -> torch.Tensor:
         device = next((some.device for some in self._net.parameters()), self._embedding.device)
-        rows = self._embedding[tokens.reshape(-1)].to(device)
-        for below in range(1, level + 1):
-            rows = self._net(rows.view(-1, BLOCK, rows.shape[-1]), below)
+        blocks = tokens.reshape(-1, BLOCK).split(_BLOCKS_AT_ONCE)
+        rows = torch.cat([self._net(self._embedding[some].to(device), 1) for some in blocks])
+        for above in range(2, level + 1):
+            rows = torch.cat([self._net(some, above) for some in rows.unflatten(0, (-1, BLOCK)).split(_BLOCKS_AT_ONCE)])
         assert rows.shape[0] == tokens.shape[0], (rows.shape, tokens.shape)
         return rows.float().cpu()
 

@@ -18,7 +18,7 @@ from megacontext_vllm.eval.gists.windows import Documents
 from megacontext_vllm.eval.readers.transformers_reader import TransformersReader
 from megacontext_vllm.nets.checkpoints import load
 from megacontext_vllm.nets.gistnet import GistNet
-from megacontext_vllm.nets.model_fingerprint import embedding_digest, model_fingerprint, sampled_ids
+from megacontext_vllm.nets.model_fingerprint import table_fingerprint
 from megacontext_vllm.nets.shipped import find_shipped
 
 LAYOUTS = {layout.name: layout for layout in (*STANDARD, *HARMLESS)}
@@ -66,9 +66,7 @@ def _read_nets(
     """Raises ConfigError for a folder without a net, or with one for another model."""
     if folders is not None and not folders:
         return []
-    # The reader may have rows for padding behind the vocabulary; the fingerprint is of what the configuration says.
-    rows = embedding[sampled_ids(reader.model.config.get_text_config().vocab_size)]
-    fingerprint = model_fingerprint(reader.chat.tokenizer, embedding_digest(rows))
+    fingerprint = table_fingerprint(reader.chat.tokenizer, embedding)
     if folders is None:
         shipped = find_shipped(fingerprint)
         return [("GistNet", load(shipped, embedding.shape[1], fingerprint))] if shipped else []

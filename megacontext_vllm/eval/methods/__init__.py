@@ -15,6 +15,7 @@ from megacontext_vllm.eval.methods.megacontext import MegaContext
 from megacontext_vllm.eval.methods.oracle import Oracle
 from megacontext_vllm.eval.methods.served import Served
 from megacontext_vllm.eval.methods.tail import Tail
+from megacontext_vllm.eval.methods.trained_gists import Trained
 
 METHODS: dict[str, type[Method]] = {
     kind.name: kind
@@ -27,6 +28,7 @@ METHODS: dict[str, type[Method]] = {
         GistsOnly,
         CentredMean,
         Keyword,
+        Trained,
         MegaContext,
         Oracle,
         Full,

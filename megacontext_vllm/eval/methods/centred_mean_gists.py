@@ -22,4 +22,4 @@ class CentredMean(Focused):
         self.maker = CentredMeanGists(embedding_of(tools, self.name))
 
     def vectors(self, view: View) -> Vectors:
-        return partial(gist_vectors, self.maker)
+        return partial(gist_vectors, self.maker.gists)

@@ -1,5 +1,6 @@
-"""Gists for the methods that show them, made on the spot by what needs no training."""
+"""Gists for the methods that show them, made on the spot."""
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,8 +12,6 @@ from megacontext_vllm.eval.sample import Span
 
 if TYPE_CHECKING:
     import torch
-
-    from megacontext_vllm.nets.training_free import TrainingFreeGists
 
 
 def embedding_of(tools: Tools, method: str) -> "torch.Tensor":
@@ -27,14 +26,17 @@ def embedding_of(tools: Tools, method: str) -> "torch.Tensor":
 
 
 def gist_vectors(
-    maker: "TrainingFreeGists", tokens: NDArray[np.uint32], spans: list[Span]
+    gists: "Callable[[torch.Tensor], torch.Tensor]", tokens: NDArray[np.uint32], spans: list[Span]
 ) -> list[NDArray[np.float32]]:
-    """A gist, float32 ``[d]``, for each span of ``tokens``, uint32 ``[N]``; spans of one length go together."""
+    """A gist, float32 ``[d]``, for each span of ``tokens``, uint32 ``[N]``; spans of one length go together.
+
+    gists: of nodes of one level, int64 ``[n, 32**level]`` -> float32 ``[n, d]``.
+    """
     import torch
 
     vectors: dict[Span, NDArray[np.float32]] = {}
     for size in sorted({stop - start for start, stop in spans}):
         chosen = [(start, stop) for start, stop in spans if stop - start == size]
         under = np.stack([tokens[start:stop] for start, stop in chosen]).astype(np.int64)
-        vectors.update(zip(chosen, maker.gists(torch.from_numpy(under)).numpy(), strict=True))
+        vectors.update(zip(chosen, gists(torch.from_numpy(under)).numpy(), strict=True))
     return [vectors[span] for span in spans]

@@ -31,7 +31,7 @@ class GistsOnly(Method):
             return show_spans([(0, length)], length, gap)
         nodes, left_out = _nodes(length, budget, len(gap))
         pieces: list[Piece] = [Gap(0, left_out)] if left_out and gap else []
-        vectors = gist_vectors(self.maker, history, nodes)
+        vectors = gist_vectors(self.maker.gists, history, nodes)
         pieces += [Gist(start, stop, vector) for (start, stop), vector in zip(nodes, vectors, strict=True)]
         end = length - length % BLOCK
         if end < length:

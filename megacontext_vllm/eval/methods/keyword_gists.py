@@ -31,4 +31,4 @@ class Keyword(Focused):
 
         from megacontext_vllm.nets.training_free import KeywordGists
 
-        return partial(gist_vectors, KeywordGists(self.embedding, torch.from_numpy(view.index)))
+        return partial(gist_vectors, KeywordGists(self.embedding, torch.from_numpy(view.index)).gists)

@@ -71,10 +71,10 @@ class TransformersReader(Reader):
 
     @cached_property
     def embedding(self) -> NDArray[np.float32]:
-        """Float32 ``[vocabulary, d]``: what the model's layers are given for each token."""
-        table = self.model.get_input_embeddings()
+        """Float32 ``[vocabulary, d]``: what the model's layers are given for each token; without rows for padding."""
+        table, vocabulary = self.model.get_input_embeddings(), self.model.config.get_text_config().vocab_size
         with torch.inference_mode():
-            return table(torch.arange(table.num_embeddings, device=self.device)).float().cpu().numpy()
+            return table(torch.arange(vocabulary, device=self.device)).float().cpu().numpy()
 
     def ask(self, prompt: Prompt, context: Context, sample: Sample) -> Reading:
         """Judge the candidates by likelihood; of equal losses the first candidate is preferred."""

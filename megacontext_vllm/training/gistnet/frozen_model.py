@@ -8,7 +8,7 @@ import torch
 from megacontext_vllm.errors import ConfigError
 from megacontext_vllm.eval.prompt import ChatFormat
 from megacontext_vllm.nets.embedding_space import EmbeddingSpace
-from megacontext_vllm.nets.model_fingerprint import embedding_digest, model_fingerprint, sampled_ids
+from megacontext_vllm.nets.model_fingerprint import table_fingerprint
 
 
 class _Reached(Exception):
@@ -38,8 +38,7 @@ class FrozenModel:
         self._head: Any = model.get_output_embeddings()
         self.layers: torch.nn.ModuleList | None = _find_layers(model)
         self.sink = ChatFormat(tokenizer).sink
-        rows = self.table.weight[sampled_ids(model.config.get_text_config().vocab_size).to(self.table.weight.device)]
-        self.fingerprint = model_fingerprint(tokenizer, embedding_digest(rows))
+        self.fingerprint = table_fingerprint(tokenizer, self.table.weight[: model.config.get_text_config().vocab_size])
 
     @classmethod
     def load(cls, folder: Path | str, dtype: torch.dtype, device: torch.device | str = "cpu") -> "FrozenModel":

@@ -6,11 +6,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from transformers import AutoTokenizer
 
+from megacontext_vllm.config import MegaContextConfig
 from megacontext_vllm.eval.methods.base import Tools
 from megacontext_vllm.eval.prompt import ChatFormat, Prompt
 from megacontext_vllm.eval.sample import History, Layout, Sample
+from megacontext_vllm.nets.card import Card
+from megacontext_vllm.nets.checkpoints import save
+from megacontext_vllm.nets.embedding_space import EmbeddingSpace
+from megacontext_vllm.nets.model_fingerprint import table_fingerprint
+from megacontext_vllm.nets.pooling import PoolingGistNet
 
 GAP = "\n[...]\n"
 QUESTION = "What is the secret number of Mira Oldenburg?"
@@ -34,8 +41,22 @@ def embedding(chat: ChatFormat) -> np.ndarray:
 
 
 @pytest.fixture(scope="session")
-def tools(chat: ChatFormat, embedding: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Tools:
-    return Tools(chat, chat.encode(GAP).tolist(), tmp_path_factory.mktemp("cache"), embedding, longest=4096)
+def net(chat: ChatFormat, embedding: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a GistNet for the embedding, of random weights."""
+    torch.manual_seed(0)
+    net = PoolingGistNet(embedding.shape[1], 2, 8, 2, space=EmbeddingSpace.of(torch.from_numpy(embedding)))
+    torch.nn.init.normal_(net.project.weight)
+    fingerprint = table_fingerprint(chat.tokenizer, torch.from_numpy(embedding))
+    folder = tmp_path_factory.mktemp("gistnet")
+    save(net, folder, Card(net.architecture, net.sizes, net.dim, "random", fingerprint.hex()))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tools(chat: ChatFormat, embedding: np.ndarray, net: Path, tmp_path_factory: pytest.TempPathFactory) -> Tools:
+    settings = MegaContextConfig(gist_net=str(net))
+    cache = tmp_path_factory.mktemp("cache")
+    return Tools(chat, chat.encode(GAP).tolist(), cache, embedding, longest=4096, settings=settings)
 
 
 @pytest.fixture(scope="session")

@@ -5,18 +5,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from megacontext_vllm.config import MegaContextConfig
 from megacontext_vllm.engine.description import WorkerDescription
 from megacontext_vllm.engine.plan import Planner, PlanRequest
 from megacontext_vllm.engine.wiring import make_planner
-from megacontext_vllm.errors import EvaluationError
+from megacontext_vllm.errors import ConfigError, EvaluationError
 from megacontext_vllm.eval.context import Gap, Gist, Raw
 from megacontext_vllm.eval.methods import make
 from megacontext_vllm.eval.methods.base import Tools, View
 from megacontext_vllm.eval.methods.focused import Focused
 from megacontext_vllm.eval.prompt import ChatFormat, Prompt
 from megacontext_vllm.eval.sample import Layout
+from megacontext_vllm.nets.checkpoints import load
 
 FACT = "\n\nThe secret number of Mira Oldenburg is 48213.\n\n"
 
@@ -88,6 +90,30 @@ def test_gists_stand_for_what_is_below_them(
                 expected *= norm / np.linalg.norm(expected)
             assert np.allclose(piece.vector, expected, atol=1e-4) and piece.vector.dtype == np.float32
     assert all(a.stop == b.start for a, b in zip(context.pieces, context.pieces[1:])), "nothing is left out"
+
+
+def test_trained_gists_are_made_from_the_bottom_up(
+    tools: Tools, net: Path, ids: np.ndarray, embedding: np.ndarray, prompt_of: Callable[..., Prompt]
+) -> None:
+    (method,) = make(["trained_gists"], tools)
+    prompt, trained = prompt_of(ids[:40_000]), load(net, 8)
+    assert isinstance(method, Focused)
+    context = method.select(View(prompt, None), 512)
+    gists = [piece for piece in context.pieces if isinstance(piece, Gist)]
+    assert {piece.stop - piece.start for piece in gists} == {32, 1024}
+    for piece in gists:
+        rows = torch.from_numpy(embedding[ids[piece.start : piece.stop]])
+        for level in range(1, 3 if len(rows) > 32 else 2):
+            rows = trained(rows.view(-1, 32, 8), level)
+        assert np.allclose(piece.vector, rows[0].detach().numpy(), atol=1e-4)
+
+
+def test_a_gist_net_of_another_model(chat: ChatFormat, net: Path, embedding: np.ndarray, tmp_path: Path) -> None:
+    settings = MegaContextConfig(gist_net=str(net))
+    with pytest.raises(ConfigError, match="another one"):
+        make(["trained_gists"], Tools(chat, (1, 2), tmp_path, -embedding, settings=settings))
+    with pytest.raises(ConfigError, match="no GistNet for this model"):
+        make(["trained_gists"], Tools(chat, (1, 2), tmp_path, embedding))
 
 
 def test_budgets_that_no_engine_would_serve(

@@ -148,6 +148,7 @@ def test_names_are_distinct_and_described() -> None:
         "gists_only",
         "centred_mean_gists",
         "keyword_gists",
+        "trained_gists",
     ]
     assert [name for name, kind in METHODS.items() if not kind.within_budget] == ["full", "served"]
 
