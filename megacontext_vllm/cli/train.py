@@ -67,7 +67,7 @@ def add_train_commands(commands: Any) -> None:
     gistnet.add_argument("--corpus", type=Path, metavar="FOLDER", help="default: that of 'megacontext corpus fetch'")
     gistnet.add_argument("--out", type=Path, required=True, metavar="DIR", help="weights, card, curve, state")
     gistnet.add_argument("--resume", action="store_true", help="go on with the run in --out, by its own recipe")
-    gistnet.add_argument("--start", type=Path, metavar="DIR", help="begin with the weights of the GistNet in there")
+    gistnet.add_argument("--init", type=Path, metavar="DIR", help="begin with the weights of the GistNet in there")
     limits = gistnet.add_argument_group("when it ends: at the first of these")
     limits.add_argument("--steps", type=int, metavar="N")
     limits.add_argument("--tokens", type=int, metavar="N")
@@ -117,8 +117,8 @@ def _recipe(options: argparse.Namespace) -> Recipe:
 
 def train_gistnet(options: argparse.Namespace) -> int:
     limits = Limits(options.steps, options.tokens, options.minutes)
-    if options.start and options.resume:
-        raise ConfigError("--start begins a new run with the weights of an old one: leave out --resume, or --start.")
+    if options.init and options.resume:
+        raise ConfigError("--init begins a new run with the weights of an old one: leave out --resume, or --init.")
     torch = ready_torch(options.threads)
     from megacontext_vllm.corpus import corpus_folder, token_stream
     from megacontext_vllm.nets.checkpoints import card_of, load
@@ -138,9 +138,9 @@ def train_gistnet(options: argparse.Namespace) -> int:
         held_out = token_stream("validation", folder / "tokenizer.json", folder=corpus)
         validation = Validation(base, held_out, options.validate_windows)
     data = {"corpus": _manifest_key(corpus), "split": "train", "tokens": len(text.tokens)}
-    start = load(options.start, base.dim, base.fingerprint) if options.start else None
+    start = load(options.init, base.dim, base.fingerprint) if options.init else None
     if start is not None:
-        begun = card_of(options.start)
+        begun = card_of(options.init)
         data["start"] = {"gist_fingerprint": begun.gist_fingerprint, "tokens_seen": begun.tokens_seen}
     training = Training(
         base,

@@ -82,7 +82,7 @@ def test_trains_stops_and_resumes(
     assert raw["recipe"]["steps"] == 5 and raw["tokens_seen"] == 5 * 128
     assert load(tmp_path / "out", 16, bytes.fromhex(raw["model_fingerprint"])).trained
     again = [*where[:-len(QUICK) - 1], tmp_path / "again", *QUICK, *SMALL, "--steps", 1]
-    assert megacontext(*again, "--start", tmp_path / "out" / "gistnet.safetensors") == 0
+    assert megacontext(*again, "--init", tmp_path / "out" / "gistnet.safetensors") == 0
     begun = json.loads((tmp_path / "again" / "gistnet.json").read_text())["data"]["start"]
     assert begun == {"gist_fingerprint": raw["gist_fingerprint"], "tokens_seen": 5 * 128}
     torch.set_num_threads(threads)
@@ -94,8 +94,8 @@ def test_what_is_wrong_is_said(model: Path, corpus: Path, tmp_path: Path) -> Non
         megacontext("--model", model, *where, *SMALL)
     with pytest.raises(ConfigError, match="cannot be trained"):
         megacontext("--model", model, *where, *SMALL, "--steps", 1, "--kl", 0)
-    with pytest.raises(ConfigError, match="leave out --resume, or --start"):
-        megacontext("--model", model, *where, "--steps", 1, "--resume", "--start", tmp_path)
+    with pytest.raises(ConfigError, match="leave out --resume, or --init"):
+        megacontext("--model", model, *where, "--steps", 1, "--resume", "--init", tmp_path)
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "tokenizer.json").write_bytes((model / "tokenizer.json").read_bytes())
     with pytest.raises(ConfigError, match="--model"):

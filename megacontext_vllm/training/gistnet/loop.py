@@ -146,8 +146,10 @@ class Training:
         total = 0.0
         for turn in range(recipe.accumulate):
             # A generator of its own for each draw: a resumed run draws what it would have drawn.
-            rng = np.random.default_rng([recipe.seed, self.progress.step, turn, self.processes.rank])
-            windows = self._windows[int(rng.integers(unlocked))]
+            draw = [recipe.seed, self.progress.step, turn]
+            # Of one length in all processes, or the shorter windows would wait for the longer ones.
+            windows = self._windows[int(np.random.default_rng(draw).integers(unlocked))]
+            rng = np.random.default_rng([*draw, self.processes.rank])
             packing = draw_packing(
                 rng,
                 windows.length,

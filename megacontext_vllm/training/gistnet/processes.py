@@ -37,10 +37,13 @@ class Processes:
     def mean_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         if self._accelerator is None:
             return
-        for parameter in parameters:
-            # What one process did not use, another may have.
-            gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-            parameter.grad = self._accelerator.reduce(gradient, "mean")
+        trained = list(parameters)
+        # What one process did not use, another may have.
+        gradients = [torch.zeros_like(each) if each.grad is None else each.grad for each in trained]
+        # All in one message: for each, everyone waits for everyone.
+        mean = self._accelerator.reduce(torch.cat([gradient.flatten() for gradient in gradients]), "mean")
+        for parameter, part in zip(trained, mean.split([each.numel() for each in trained]), strict=True):
+            parameter.grad = part.view_as(parameter)
 
     def agree(self, *values: float) -> tuple[float, ...]:
         """The first process' values, in all of them: clocks and signals differ."""
