@@ -62,9 +62,10 @@ class TransformerGistNet(LearnedGistNet):
         x = children + (self.mean - middle)
         query = (self.query + self.level[level]).expand(len(x), 1, -1)
         x = torch.cat([x, query], dim=1)
-        for layer in self.layers:
+        *lower, top = self.layers
+        for layer in lower:
             x = layer(x)
-        return children.mean(dim=1) - middle, self.project(self.final_norm(x[:, -1])) * self.norm
+        return children.mean(dim=1) - middle, self.project(self.final_norm(top.last(x))) * self.norm
 
 
 SHAPE_NAMES = tuple(field.name for field in fields(LayerShape) if field.name != "width")

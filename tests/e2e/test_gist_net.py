@@ -1,4 +1,4 @@
-"""A GistNet out of a folder, as ``megacontext train gistnet`` leaves it, in a real engine."""
+"""A GistNet out of a folder, as ``megacontext train gistnet`` leaves it, or the shipped one, in a real engine."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +11,7 @@ from reference import Reference
 from megacontext_vllm.nets.card import Card
 from megacontext_vllm.nets.checkpoints import load, save
 from megacontext_vllm.nets.embedding_space import EmbeddingSpace
+from megacontext_vllm.nets.gistnet import load_gist_net
 from megacontext_vllm.nets.pooling import PoolingGistNet
 from megacontext_vllm.training.gistnet.frozen_model import FrozenModel
 
@@ -29,11 +30,14 @@ def folder(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_engine_shows_the_gists_of_the_net_in_the_folder(
-    start_engine: Callable[..., Engine], model_dir: Path, folder: Path, tokens: list[int]
+@pytest.mark.parametrize("name", ["a folder", "shipped"])
+def test_the_engine_shows_the_gists_of_the_net_that_was_asked_for(
+    start_engine: Callable[..., Engine], model_dir: Path, folder: Path, tokens: list[int], name: str
 ) -> None:
-    engine = start_engine({"gist_net": str(folder), "window": 512})
-    reference = Reference(model_dir, load(folder, 576))
+    base = FrozenModel.load(model_dir, torch.float32)
+    net = str(folder) if name == "a folder" else name
+    engine = start_engine({"gist_net": net, "window": 512})
+    reference = Reference(model_dir, load_gist_net(net, base.dim, base.fingerprint))
     history = tokens[:40_000]
     (output,) = engine.ask([history], greedy(STEPS))
     levels = {entry["level"] for entry in engine.trace(output)["entries"] if entry["kind"] == "gist"}
