@@ -11,7 +11,7 @@ class GistsOnly(Method):
     """The finest level whose nodes all fit the budget; nothing is expanded.
 
     What does not fill a node of that level shows as the largest nodes that it fills, less than a block of it raw. The
-    gists are centred means of embeddings, until a trained GistNet for the reader exists.
+    gists are centred means of embeddings.
     """
 
     name = "gists_only"

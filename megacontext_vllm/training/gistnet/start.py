@@ -30,7 +30,6 @@ def begin_with(net: LearnedGistNet, trained: LearnedGistNet) -> None:
     different = [f"{key} {there.get(key)} → {value}" for key, value in here.items() if there.get(key) != value]
     if different:
         raise ConfigError(f"The net to start with has other sizes ({', '.join(different)}): ask for its own.")
-    # The optimiser has the parameters already, so that these change in place.
     net.load_state_dict(trained.state_dict())
 
 
