@@ -60,13 +60,17 @@ class MegaContextConfig(BaseModel):
     retain_days: float | None = Field(
         default=None, gt=0, description="Delete trees that were not used for so many days. Default: keep all."
     )
-    head_tokens: int = Field(default=64, ge=0, description="First tokens pinned raw, at most an eighth of the window.")
+    head_tokens: int = Field(
+        default=64,
+        ge=0,
+        description="First tokens pinned raw, at most an eighth of the window; a longer system message to a quarter.",
+    )
     tail_tokens: int = Field(
         default=128,
         ge=1,
         description="Last tokens pinned raw, in a chat at most an eighth of the window. A longer question is pinned "
         "from its start, and so is one behind a document, if what answers was found and it does not speak of the "
-        "end.",
+        "end. Behind what a tool returned, a question is pinned where it stands.",
     )
     lens: Literal["blend", "lexical"] = Field(
         default="blend",

@@ -30,7 +30,7 @@ def allocate(
     gists: bool,
     gap_cost: int = 0,
     sealed: Sequence[tuple[int, int]] = (),
-    pinned: tuple[int, int] = (0, 0),
+    pinned: Sequence[tuple[int, int]] = (),
 ) -> WorkingContext:
     """The Working Context of a history of ``length`` tokens within ``window`` entries.
 
@@ -40,7 +40,7 @@ def allocate(
     gists       show the rest as gists; else hide it.
     gap_cost    tokens of the marker that stands for a hidden run (only without gists).
     sealed      nodes (level, index) of which only the gist is left (only with gists): shown as it, never expanded.
-    pinned      tokens [start, end) that are raw, too, wherever they stand; rounded outwards to whole blocks.
+    pinned      ranges [start, end) of tokens that are raw, too, wherever they stand; rounded outwards to whole blocks.
     raises      BudgetError if the pinned parts, with the least that can stand for the rest, exceed the window; or if
                 they need what is below a sealed node.
 
@@ -83,7 +83,7 @@ def allocate(
     if not shown[plan.pinned].all():
         missing = int(np.count_nonzero(~shown[plan.pinned]))
         raise BudgetError(
-            f"The window of {window} entries cannot hold {missing} of the {len(shown[plan.pinned])} blocks that are "
+            f"The window of {window} entries cannot hold {missing} of the {plan.pinned.sum()} blocks that are "
             "pinned between its head and its tail. Raise the window, or pin a shorter tail."
         )
     plan.show(shown, recent)
@@ -120,13 +120,20 @@ class _Plan:
     """Entries under construction; order does not matter until ``finish``."""
 
     def __init__(
-        self, length: int, utility: npt.NDArray[np.float32], first: int, stop: int, pinned: tuple[int, int]
+        self,
+        length: int,
+        utility: npt.NDArray[np.float32],
+        first: int,
+        stop: int,
+        pinned: Sequence[tuple[int, int]],
     ) -> None:
         self.length, self.utility, self.first, self.stop = length, utility, first, stop
-        self.pinned = slice(pinned[0] // BLOCK, -(-pinned[1] // BLOCK))
+        self.pinned = np.zeros(len(utility), dtype=np.bool_)
+        for start, end in pinned:
+            self.pinned[start // BLOCK : -(-end // BLOCK)] = start < end
         self.wanted = utility
         """``utility`` as the choice is made by it: nothing is worth more than what is pinned."""
-        if pinned[0] < pinned[1]:
+        if self.pinned.any():
             self.wanted = utility.copy()
             self.wanted[self.pinned] = max(float(utility.max(initial=0)), 0.0) + 1
         self.entries: list[Entry] = []
@@ -141,7 +148,7 @@ class _Plan:
                 reason = "head"
             elif block >= self.stop:
                 reason = "tail"
-            elif self.pinned.start <= block < self.pinned.stop:
+            elif self.pinned[block]:
                 reason = "pinned"
             else:
                 reason = "recent" if late else "lens"

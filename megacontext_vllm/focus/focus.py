@@ -18,11 +18,15 @@ from megacontext_vllm.focus.allocator import allocate
 from megacontext_vllm.focus.alternatives import sought
 from megacontext_vllm.focus.blend import blend
 from megacontext_vllm.focus.encoder import Encoder, EncoderLens
+from megacontext_vllm.focus.leaning import narrow
 from megacontext_vllm.focus.lexical import Found, LexicalLens
 from megacontext_vllm.focus.meaning import MeaningLens
+from megacontext_vllm.focus.messages import Decode
 from megacontext_vllm.focus.neighbours import apart
+from megacontext_vllm.focus.overview import raise_ends, spread_out
+from megacontext_vllm.focus.pins import pins
 from megacontext_vllm.focus.present import told_backwards
-from megacontext_vllm.focus.query import Decode, Query, find_query
+from megacontext_vllm.focus.query import Query, find_query
 from megacontext_vllm.focus.second_look import look_again, look_ahead
 from megacontext_vllm.focus.spelling import Joined
 from megacontext_vllm.focus.surroundings import answering, outdate, surround, versions, without_rivals
@@ -63,10 +67,10 @@ class Focus:
 
     lens                 finds what shares words with the question.
     special_ids, decode  as ``find_query`` wants them.
-    head_tokens          first tokens to pin raw, at most an eighth of the window.
+    head_tokens          first tokens to pin raw, at most an eighth of the window; longer instructions up to a quarter.
     tail_tokens          last tokens to pin raw, with a question at most an eighth of the window; a longer question
                          from its start, and so one behind a document if what answers was found. At most about half of
-                         the window.
+                         the window. What else is pinned: ``pins.py``.
     gap_ids              token ids of the marker in place of a hidden span.
     meaning              finds what says it in other words; None: nothing does.
     encoder              reads what both have found once more; None: nothing does.
@@ -114,7 +118,18 @@ class Focus:
     def score(self, tokens: npt.NDArray[np.uint32]) -> Scored:
         """What a whole prompt (uint32 [N], with the template's special tokens) asks, and where it may be answered."""
         query = find_query(tokens, self.special_ids, self.decode)
-        utility, whole, anywhere = self._utility(tokens, query, self._joined(tokens))
+        if query.overview:
+            return Scored(len(tokens), query, self._spread_out(tokens, query), anywhere=True)
+        joined = self._joined(tokens)
+        utility, whole, anywhere = self._utility(tokens, query, joined)
+        doing = query.doing(tokens)
+        if doing is not None:
+            utility = self._beside(tokens, utility, doing, query.terms, joined)
+        if not utility.any() and query.document:  # nothing of the text is like the question: some of all of it may help
+            utility = self._spread_out(tokens, query)
+        if any(query.ends):
+            first, last = query.ends
+            utility = raise_ends(utility, _whole_blocks(query.reading), first=first, last=last)
         return Scored(len(tokens), query, utility, whole=whole, anywhere=anywhere)
 
     def score_again(self, tokens: npt.NDArray[np.uint32], asked: Scored) -> Scored:
@@ -126,15 +141,34 @@ class Focus:
         # What the question finds stays; beside it comes what the answer has come to speak of, and what that leads to.
         utility = np.zeros(len(tokens) // BLOCK, dtype=np.float32)
         utility[: len(asked.utility)] = asked.utility
-        joined = self._joined(tokens)
+        return Scored(
+            len(tokens), query, self._beside(tokens, utility, said, query.terms, self._joined(tokens)), answer
+        )
+
+    def _beside(
+        self,
+        tokens: npt.NDArray[np.uint32],
+        utility: npt.NDArray[np.float32],
+        said: Query,
+        asked: npt.NDArray[np.int64],
+        joined: Joined,
+    ) -> npt.NDArray[np.float32]:
+        """``utility`` for the question with the terms ``asked``, raised by what the model speaks of: ``said``."""
         found = self.lens.find(tokens, said, joined)
         meant = self._meant(tokens, said, joined, found.utility)  # an encoder reads for the question only
         worth = _SAID * min(1.0, found.covered / _SPOKEN)
         about = np.float32(worth) * blend(found.utility, meant, found.covered)
-        about = np.maximum(about, look_ahead(tokens, query.terms, said, self.lens))
+        about = np.maximum(about, look_ahead(tokens, asked, said, self.lens))
         # However little the question finds, the best of it comes before.
         best = min(np.float32(1), utility.max(initial=0)) or np.float32(1)
-        return Scored(len(tokens), query, np.maximum(utility, best * about), answer)
+        both: npt.NDArray[np.float32] = np.maximum(utility, best * about)
+        return both
+
+    def _spread_out(self, tokens: npt.NDArray[np.uint32], query: Query) -> npt.NDArray[np.float32]:
+        blocks = len(tokens) // BLOCK
+        begins = np.zeros(blocks, dtype=np.bool_)
+        begins[np.flatnonzero(self.lens.paragraphs(tokens[: blocks * BLOCK])) // BLOCK] = True
+        return spread_out(blocks, _whole_blocks(query.reading), begins)
 
     def _joined(self, tokens: npt.NDArray[np.uint32]) -> Joined:
         # Both lenses want it, and it takes about 8 ms per million tokens.
@@ -146,11 +180,16 @@ class Focus:
         """Of each full block, and ``whole`` and ``anywhere`` of ``Scored``."""
         # What stands nowhere may be told in other words: for its meaning all is sought that was asked for.
         found = self.lens.find(tokens, sought(tokens, query, self.lens.spelling, joined), joined)
-        led = look_again(tokens, query, found.utility, self.lens)
+        meant = self._meant(tokens, query, joined, found.utility)
+        before = query.before()
+        if before is not None:
+            both = self.lens.find(tokens, query.spelled_out(), joined)
+            found, meant = narrow(found, meant, self.lens.find(tokens, before, joined), both)
+        led = look_again(tokens, query.spelled_out(), found.utility, self.lens)
         told = self._told(tokens, query, found)
         places = told[:1] or ([] if query.many else answering(found.utility, found.share))
         words = without_rivals(found.utility, found.share) if places else found.utility
-        meant, whole = self._read(tokens, query, self._meant(tokens, query, joined, words), words)
+        meant, whole = self._read(tokens, query.spelled_out(), meant, words)
         # Where a boundary cuts the one place that answers, neither block covers it alone.
         shared = float(found.share.max(initial=0))
         utility = blend(words, meant, shared if places else found.covered)
@@ -210,8 +249,19 @@ class Focus:
         ``gists``, ``sealed``: as of ``allocator.allocate``; where gists leave no room, spans are hidden all the same.
         Raises BudgetError where the pinned parts do not fit.
         """
-        head, pinned, tail = _raw_parts(scored, window, self.head_tokens, self.tail_tokens)
-        within = partial(allocate, scored.length, window, scored.utility, head=head, tail=tail, pinned=pinned)
+        raw = pins(
+            scored.length,
+            scored.query,
+            window,
+            self.head_tokens,
+            self.tail_tokens,
+            answer=scored.answer,
+            anywhere=scored.anywhere,
+            gap_cost=len(self.gap_ids),
+        )
+        within = partial(
+            allocate, scored.length, window, scored.utility, head=raw.head, tail=raw.tail, pinned=raw.between
+        )
         if gists:
             try:
                 return within(gists=True, sealed=sealed)
@@ -220,27 +270,7 @@ class Focus:
         return within(gists=False, gap_cost=len(self.gap_ids))
 
 
-def _raw_parts(scored: Scored, window: int, head: int, tail: int) -> tuple[int, tuple[int, int], int]:
-    """(head, what is pinned in between, tail) in tokens: what is shown raw whatever the lenses say.
-
-    The asking part stays raw, but never at the price of all room for evidence. The allocator rounds outwards to whole
-    blocks.
-    """
-    length, asking = scored.length, scored.query.start
-    if not scored.answer:
-        most = max(BLOCK, _blocks(window // 8))
-        # A message that is closed asks on its own; a text that just ends is to be continued from its end.
-        recent = tail if scored.query.end == length else min(tail, most)
-        if scored.anywhere and scored.query.end < length and scored.query.document >= tail:
-            # Just in front of the question, what a document happens to end with is what a small reader answers from.
-            # Where nothing was found, it may be what is meant: the end of a log says why it failed.
-            recent = 0
-        return min(head, most), (0, 0), min(max(recent, length - asking), window // 2 - BLOCK)
-    # The question is in the middle now, and what is raw at the end is the answer, which has to go on from there.
-    stop = min(length - scored.answer, asking // BLOCK * BLOCK + _blocks(window // 4))
-    answer = min(_blocks(scored.answer), _blocks(window // 4)) + length % BLOCK
-    return min(head, _blocks(window // 8)), (asking, stop), answer
-
-
-def _blocks(tokens: int) -> int:
-    return tokens // BLOCK * BLOCK
+def _whole_blocks(part: tuple[int, int]) -> tuple[int, int]:
+    """The blocks ``[start, stop)`` that are tokens of ``part`` only."""
+    start, stop = -(-part[0] // BLOCK), part[1] // BLOCK
+    return start, max(start, stop)

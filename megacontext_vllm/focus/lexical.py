@@ -61,6 +61,8 @@ class LexicalLens:
         self._in_one_token = known[known != 0], self._table[first[known != 0]]
         self._letter = np.array([*(any(map(str.isalpha, text)) for text in vocabulary), False], dtype=np.bool_)
         self._capital = np.array([*(text.lstrip()[:1].isupper() for text in vocabulary), False], dtype=np.bool_)
+        self._line = np.array([*("\n" in text for text in vocabulary), False], dtype=np.bool_)
+        self._lines = np.array([*("\n\n" in text for text in vocabulary), False], dtype=np.bool_)
         ends = [text.rstrip(" ").endswith(_ENDS) for text in vocabulary]
         self.ending = np.array([*ends, False], dtype=np.bool_)
         """bool [V + 1]: whether a token ends a sentence or a line; ids beyond the vocabulary count as the last."""
@@ -76,6 +78,13 @@ class LexicalLens:
     def ends(self, tokens: npt.NDArray[np.uint32]) -> npt.NDArray[np.bool_]:
         """Which tokens end a sentence or a line, bool of the same shape."""
         return self.ending.take(tokens, mode="clip")
+
+    def paragraphs(self, tokens: npt.NDArray[np.uint32]) -> npt.NDArray[np.bool_]:
+        """Behind which tokens a paragraph begins, bool of the same shape: those that end an empty line."""
+        line = self._line.take(tokens, mode="clip")
+        empty: npt.NDArray[np.bool_] = self._lines.take(tokens, mode="clip")
+        empty[1:] |= line[1:] & line[:-1]
+        return empty
 
     def terms(self, tokens: npt.NDArray[np.uint32]) -> npt.NDArray[np.int32]:
         """Which term each token is, int32 of the same shape: -1 for stop words and what has no letter or digit."""

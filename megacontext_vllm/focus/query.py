@@ -1,8 +1,8 @@
-"""Find the question in a rendered prompt: what the lenses score the history against.
+"""Find the question in a rendered prompt: what the lenses score the history against, and what must be shown beside it.
 
-The engine gets token ids, not messages, so the last user message is recognised by the special tokens of the chat
-template. The question is mostly its last paragraph, sometimes its first (an instruction before a document). Only the
-two ends of the prompt are looked at: the cost does not depend on the length of the history.
+The message that asks is read at its two ends (``asking.py``). A question that leans on the one before it ("When did he
+die?") takes that one's words along, and its answer's. What a model that is asked is doing about it, a call of a tool,
+is looked for beside the question, as what an answer under way speaks of.
 """
 
 from collections.abc import Callable
@@ -12,26 +12,27 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from megacontext_vllm.focus.asking import Asking
+from megacontext_vllm.focus.conversation import Conversation
+from megacontext_vllm.focus.follow_up import leans_on_before, names
 from megacontext_vllm.focus.many import asks_for_many
+from megacontext_vllm.focus.messages import ASSISTANT, Decode, find_messages
+from megacontext_vllm.focus.overview import asks_for_ends, asks_for_overview
 from megacontext_vllm.focus.present import asks_for_now
-from megacontext_vllm.focus.wording import alternatives, asks_for_end, frame, pieces_of
+from megacontext_vllm.focus.wording import Span, alternatives, asks_for_end, frame, pieces_of
 
-Decode = Callable[[list[int]], str]
-
-# How far back the boundaries of the last user message are searched, and how far in if it began before that.
-_LOOK_BACK = 4096
-_LOOK_IN = 1024
-# How many tokens are decoded one by one to find the last paragraph, and how long an opening instruction may be.
-_PARAGRAPH_LOOK = 256
-_OPENING_LOOK = 64
-_OPENING_PLAIN = 32  # without a question mark; a longer first line is the text itself, and would find itself
-_HEADER_TOKENS = 4
-_MIN_WORDS = 3
-_MINOR_WEIGHT = 0.25
 _FRAME_WEIGHT = 0.05  # "... does the text speak about", beside a list: nothing to look for
 _RECENT = 64  # tokens of an answer under way
-_ASKERS = frozenset({"user", "human"})
-_ROLES = _ASKERS | {"assistant", "system", "developer", "model", "tool", "ipython", "function", "observation", "bot"}
+_BESIDE_NAME, _NO_NAME = 0.1, 0.5
+"""What a word of the question before counts, or of its answer: where they have a name, which counts whole, or none."""
+_LEANT_ON = 0.5  # of that, beside the question's own words
+_FURTHER_BACK = 0.5  # of that, where that question leans on one before it
+_OFFER = 32  # tokens at the end of a longer answer
+_TEXT = 256  # tokens that are a text to be read, beside a question
+_HEADER = 4  # tokens in front of a message that say whose it is
+
+Range = tuple[int, int]
+"""Tokens ``[start, stop)`` of the prompt."""
 
 
 @dataclass(frozen=True)
@@ -39,31 +40,68 @@ class Query:
     """What is asked.
 
     terms, weights  int64 and float32 [terms]: token ids in order of the text, and how much each counts.
-    start, end      the asking part of the prompt ``[start, end)``: it must be shown raw, with all that follows it.
-    opening         ``[start, stop)`` of an instruction at the beginning whose terms count too; (0, 0) without one.
-    recent          ``[start, stop)`` of an answer under way, or of its end; (0, 0) without one.
+    start, end      the asking part of the prompt ``[start, end)``: it must be shown raw, with all that follows it, but
+                    for ``result``.
+    opening         an instruction at the beginning whose terms count too; (0, 0) without one.
+    recent          an answer under way, or its end; (0, 0) without one.
     now, many       whether it asks for what holds now (``present.py``), and for all there is (``many.py``).
     alternatives    ``[start, stop)`` of ``terms`` of each of the things of which it asks for one, and its text.
-    document        tokens of the same message in front of the question that it does not ask for the end of; 0 where the
-                    question stands in front, or alone.
+    document        tokens of text to be read, in front of the question in its message, or of ``result``, of which it
+                    does not ask for the end; 0 where the question stands in front, or alone.
+    reading         the text that it is asked of: in its message, or what tools returned, or all that was said before.
+    overview        it asks for all of ``reading`` (``overview.py``).
+    ends            whether it asks for how ``reading`` begins, and for how it ends.
+    instructions    tokens up to the end of the system message that the prompt begins with.
+    leans_on        the same as ``terms`` and ``weights`` of the question before and its answer, if it leans on them.
+    result          what stands behind it and is read for it: what tools returned, or an answer that has begun; (0, 0)
+                    without any.
+    step            the call of a tool that ``result`` answers, or its end; (0, 0) without one.
+    own             what else the conversation says of what is asked, which is no evidence for it.
+    beside          what of the conversation must be shown for the question to be understood, the first before the rest.
     """
 
     terms: npt.NDArray[np.int64]
     weights: npt.NDArray[np.float32]
     start: int
     end: int
-    opening: tuple[int, int] = (0, 0)
-    recent: tuple[int, int] = (0, 0)
+    opening: Range = (0, 0)
+    recent: Range = (0, 0)
     now: bool = False
     many: bool = False
     alternatives: tuple[tuple[int, int, str], ...] = ()
     document: int = 0
+    reading: Range = (0, 0)
+    overview: bool = False
+    ends: tuple[bool, bool] = (False, False)
+    instructions: int = 0
+    leans_on: tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]] | None = None
+    result: Range = (0, 0)
+    step: Range = (0, 0)
+    own: tuple[Range, ...] = ()
+    beside: tuple[Range, ...] = ()
 
     def blank(self, values: npt.NDArray[Any]) -> None:
         """Set ``values`` ``[≥ end]``, one a token, to -1 where the prompt itself asks: it is no evidence for itself."""
         values[self.start : self.end] = -1
-        values[slice(*self.opening)] = -1
-        values[slice(*self.recent)] = -1
+        for part in (self.opening, self.recent, *self.own):
+            values[slice(*part)] = -1
+
+    def before(self) -> "Query | None":
+        """What it leans on, as a query; None if it stands alone."""
+        if self.leans_on is None:
+            return None
+        return self._plain(*self.leans_on)
+
+    def spelled_out(self) -> "Query":
+        """The same with what it leans on among its terms, behind its own."""
+        if self.leans_on is None:
+            return self
+        terms, weights = self.leans_on
+        return replace(
+            self,
+            terms=np.concatenate([self.terms, terms]),
+            weights=np.concatenate([self.weights, np.float32(_LEANT_ON) * weights]),
+        )
 
     def answered(self, tokens: npt.NDArray[np.uint32], answer: int) -> tuple["Query", "Query"]:
         """The question while it is being answered, and what the answer is about now.
@@ -71,38 +109,24 @@ class Query:
         tokens uint32 [N] end with the ``answer`` > 0 that were said so far. No part of it is evidence for the question;
         for its own end, whose terms are the second query's, all that was said before is.
         """
-        end, recent = len(tokens), tokens[-min(answer, _RECENT) :].astype(np.int64)
-        return (
-            replace(self, recent=(end - answer, end)),
-            replace(
-                self,
-                terms=recent,
-                weights=np.ones(len(recent), dtype=np.float32),
-                recent=(end - len(recent), end),
-                now=False,
-                many=False,
-                alternatives=(),
-            ),
-        )
+        end = len(tokens)
+        recent = (end - min(answer, _RECENT), end)
+        return replace(self, recent=(end - answer, end)), self._about(tokens, recent)
 
+    def doing(self, tokens: npt.NDArray[np.uint32]) -> "Query | None":
+        """What the model called a tool for, to be looked for beside the question; None if it called none.
 
-@dataclass(frozen=True)
-class _Message:
-    """Tokens ``[start, end)``; ``opened``: the start is where the message begins, not just where the search ended."""
+        tokens uint32 [N], the prompt.
+        """
+        return self._about(tokens, self.step) if self.step[0] < self.step[1] else None
 
-    start: int
-    end: int
-    opened: bool
+    def _about(self, tokens: npt.NDArray[np.uint32], said: Range) -> "Query":
+        terms = tokens[slice(*said)].astype(np.int64)
+        return replace(self._plain(terms, np.ones(len(terms), dtype=np.float32)), recent=said)
 
-
-@dataclass(frozen=True)
-class _Paragraph:
-    """Tokens ``[start, end)``; ``sentence``: where its last sentence starts; ``whole``: nothing of it was cut off."""
-
-    start: int
-    sentence: int
-    end: int
-    whole: bool
+    def _plain(self, terms: npt.NDArray[np.int64], weights: npt.NDArray[np.float32]) -> "Query":
+        """Other terms in the same prompt, of which nothing is known but that they are looked for."""
+        return replace(self, terms=terms, weights=weights, leans_on=None, now=False, many=False, alternatives=())
 
 
 def find_query(
@@ -116,165 +140,112 @@ def find_query(
     max_terms    at most this many tokens of the last paragraph, from its end, and as many of an opening instruction.
     returns      Query; empty terms for a prompt without words.
     """
-    message = _last_message(tokens, special_ids, decode)
-    closing = _last_paragraph(tokens, message, decode, max_terms)
-    last = tokens[closing.start : closing.end]
-    first, stop = _opening(tokens, special_ids, message, closing.start, decode)
-    opening = tokens[first : min(stop, first + max_terms)]
-    # Where the end asks, the first line counts only if it reads like an instruction: else it is the document's title.
-    if "?" in decode(last.tolist()) and not decode(opening.tolist()).rstrip().endswith((":", "?")):
-        opening = tokens[:0]
-    weights = np.ones(len(opening) + len(last), dtype=np.float32)
-    minor, major = weights[: len(opening)], weights[len(opening) :]
-    asks = slice(len(opening) + closing.sentence - closing.start, None)
-    if len(opening) and _is_document(closing, message, decode(opening.tolist()), decode(last.tolist())):
-        minor, major, asks = major, minor, slice(0, len(opening))
-    elif not closing.whole:
-        # The question ends a long paragraph: what stands before its sentence is rather document than question.
-        before = closing.sentence - closing.start
-        major[:before] = _minor_weight(before, len(major) - before)
-    minor[:] = _minor_weight(len(minor), len(major))
-    terms = np.concatenate([opening, last]).astype(np.int64)
-    asking = decode(terms[asks].tolist())
-    framed, listed = _worded(asking, terms[asks].tolist(), decode)
+    messages, instructions = find_messages(tokens, special_ids, decode)
+    talk = Conversation.of(messages, len(tokens))
+    asked = Asking.of(tokens, talk.question, decode, max_terms)
+    text = decode(asked.terms[asked.asks].tolist())
+    framed, listed = _worded(text, asked.terms[asked.asks].tolist(), decode)
     for start, stop in framed:
-        weights[asks][start:stop] *= _FRAME_WEIGHT
-    return Query(
-        terms,
-        weights,
-        closing.start,
-        message.end,
-        opening=(first, first + len(opening)) if len(opening) else (0, 0),
-        now=asks_for_now(asking),
-        many=asks_for_many(asking),
-        alternatives=tuple((asks.start + start, asks.start + stop, text) for start, stop, text in listed),
-        document=closing.start - message.start if asks.stop is None and not asks_for_end(asking) else 0,
+        asked.weights[asked.asks][start:stop] *= _FRAME_WEIGHT
+    first = asked.asks.start
+    query = Query(
+        asked.terms,
+        asked.weights,
+        asked.start,
+        talk.question.end,
+        opening=asked.opening,
+        now=asks_for_now(text),
+        many=asks_for_many(text),
+        alternatives=tuple((first + start, first + stop, text) for start, stop, text in listed),
+        document=asked.start - talk.question.start if asked.last and not asks_for_end(text) else 0,
+        reading=_reading(talk, asked, instructions),
+        overview=asks_for_overview(text),
+        ends=asks_for_ends(text),
+        instructions=instructions,
+        beside=(asked.first,) if asked.first[1] else (),
+    )
+    if not listed and not query.overview and leans_on_before(text):
+        query = _leaning(query, tokens, talk, decode, max_terms)
+    return _working(query, talk, asks_for_end(text)) if talk.results else query
+
+
+def _reading(talk: Conversation, asked: Asking, instructions: int) -> Range:
+    """What is asked of: what stands beside the question in its message, if it is a text, else what was said before."""
+    message = talk.question
+    beside = (message.start, asked.start) if asked.last else (asked.opening[1], message.end)
+    return beside if beside[1] - beside[0] >= _TEXT else (min(instructions, message.start), message.start)
+
+
+def _leaning(
+    query: Query, tokens: npt.NDArray[np.uint32], talk: Conversation, decode: Decode, max_terms: int
+) -> Query:
+    """``query`` with what it leans on: the words of the question before, and of how its answer begins and ends."""
+    terms, weights, own, beside = [], [], [*query.own], [*query.beside]
+    worth = 1.0
+    for number, exchange in enumerate(talk.before):
+        asked = Asking.of(tokens, exchange.question, decode, max_terms)
+        parts = [(asked.start, asked.end) if asked.last else asked.opening]
+        if exchange.answer is not None:
+            start, end = exchange.answer.start, exchange.answer.end
+            # It begins with what was asked for, and ends with what else might be.
+            parts += [(start, min(end, start + max_terms)), (max(start + max_terms, end - _OFFER), end)]
+        parts = [part for part in parts if part[0] < part[1]]
+        if number == 0:
+            beside += parts
+        own += parts
+        words = [tokens[slice(*part)].astype(np.int64) for part in parts]
+        named = [_pieces(part.tolist(), names, decode) for part in words]
+        other = _BESIDE_NAME if any(named) else _NO_NAME
+        for part, pieces in zip(words, named, strict=True):
+            terms.append(part)
+            weights.append(np.full(len(part), worth * other, dtype=np.float32))
+            for first, last in pieces:
+                weights[-1][first:last] = worth
+        if not leans_on_before(decode(asked.terms[asked.asks].tolist())):
+            break
+        worth *= _FURTHER_BACK
+    if not terms:
+        return query
+    leans_on = (np.concatenate(terms), np.concatenate(weights))
+    return replace(query, leans_on=leans_on, own=tuple(own), beside=tuple(beside))
+
+
+def _working(query: Query, talk: Conversation, for_end: bool) -> Query:
+    """``query`` where something stands behind the question: what a tool returned, or an answer that has begun."""
+    result = (talk.results[0].start, talk.results[-1].end)
+    step, beside = (0, 0), [(query.start, query.end)]
+    if talk.step is not None:
+        step = (max(talk.step.start, talk.step.end - _RECENT), talk.step.end)
+        beside.append((step[0], result[0]))
+    said = [(message.start, message.end) for message in talk.said]
+    if talk.results[-1].role != ASSISTANT:
+        read = result[1] - result[0]
+        query = replace(query, document=0 if for_end else read, reading=result if read >= _TEXT else query.reading)
+    return replace(
+        query,
+        result=result,
+        step=step,
+        own=(*query.own, *said),
+        # Whose they are stands in front of them, and is worth less.
+        beside=(*beside, *query.beside, *((max(0, start - _HEADER), start) for start, _ in beside)),
     )
 
 
-def _worded(asking: str, terms: list[int], decode: Decode) -> tuple[list[tuple[int, int]], list[tuple[int, int, str]]]:
+def _worded(asking: str, terms: list[int], decode: Decode) -> tuple[list[Range], list[tuple[int, int, str]]]:
     """Which of ``terms`` are frame beside a list, and which are each of the alternatives, of what ``asking`` says."""
     listed = alternatives(asking)
     if not listed:
         return [], []
-    # One by one, tokens lose the space in front, or are a part of a character.
-    ends = [len(decode(terms[: i + 1]).rstrip("\ufffd")) for i in range(len(terms))]
-    ends = np.maximum.accumulate(ends).tolist()
+    items = zip(_pieces(terms, alternatives, decode), listed, strict=True)
     return (
-        [pieces_of(ends, span) for span in frame(asking)],
-        [(*pieces_of(ends, span), asking[slice(*span)].strip()) for span in listed],
+        _pieces(terms, frame, decode),
+        [(*pieces, asking[slice(*span)].strip()) for pieces, span in items],
     )
 
 
-def _minor_weight(count: int, of: int) -> float:
-    """Weight of ``count`` terms beside a question of ``of`` terms: together they stay a fraction of the question."""
-    return _MINOR_WEIGHT * min(1.0, of / count) if count else 0.0
-
-
-def _is_document(closing: _Paragraph, message: _Message, first: str, last: str) -> bool:
-    """The last paragraph asks nothing and the first seems to: question before document."""
-    if "?" in last or message.end - message.start <= _PARAGRAPH_LOOK:
-        return False
-    return "?" in first or not closing.whole
-
-
-def _has_word(text: str) -> bool:
-    return any(map(str.isalnum, text))
-
-
-def _cuts(tokens: npt.NDArray[np.uint32], special_ids: frozenset[int]) -> npt.NDArray[np.intp]:
-    return np.flatnonzero(np.isin(tokens, np.fromiter(special_ids, dtype=np.uint32, count=len(special_ids))))
-
-
-def _last_message(tokens: npt.NDArray[np.uint32], special_ids: frozenset[int], decode: Decode) -> _Message:
-    """The newest message that asks: of a user, or of no known role; failing that the newest of another role."""
-    low = max(0, len(tokens) - _LOOK_BACK)
-    cuts = (_cuts(tokens[low:], special_ids) + low).tolist()
-    runs = [
-        (start, end)
-        for start, end in zip([low, *(c + 1 for c in cuts)], [*cuts, len(tokens)], strict=True)
-        if start < end
-    ]
-    other: _Message | None = None
-    scrap = _Message(len(tokens), len(tokens), True)
-    for i in range(len(runs) - 1, -1, -1):
-        start, end = runs[i]
-        if end - start < _HEADER_TOKENS:
-            text = _name(tokens[start:end], decode)
-            if not _has_word(text) or text in _ROLES:
-                continue
-            if end == len(tokens):
-                # Most likely the generation prompt of a role with a name of its own; the question if there is no other.
-                scrap = _Message(start, end, True)
-                continue
-        opened = start > low or low == 0
-        role, body = _role(tokens, start, end, decode)
-        if not role and i and runs[i - 1][1] - runs[i - 1][0] < _HEADER_TOKENS:
-            role = _name(tokens[slice(*runs[i - 1])], decode)
-        message = _Message(body, end, opened)
-        if role in _ASKERS or (role not in _ROLES and (opened or other is None)):
-            return message
-        # An answer that is being continued asks nothing; a tool's result may.
-        if role in _ROLES and role != "assistant" and other is None:
-            other = message
-    return other or scrap
-
-
-def _name(run: npt.NDArray[np.uint32], decode: Decode) -> str:
-    return decode(run.tolist()).strip().casefold()
-
-
-def _role(tokens: npt.NDArray[np.uint32], start: int, end: int, decode: Decode) -> tuple[str, int]:
-    """(role, first token of the content) of a message whose first line is its role (ChatML), else ("", start)."""
-    for stop in range(start + 1, min(start + _HEADER_TOKENS, end)):
-        text = decode(tokens[start:stop].tolist())
-        if text.endswith("\n"):
-            role = text.strip().casefold()
-            return (role, stop) if role in _ROLES else ("", start)
-    return "", start
-
-
-def _last_paragraph(tokens: npt.NDArray[np.uint32], message: _Message, decode: Decode, max_terms: int) -> _Paragraph:
-    """The last line of the message that has words enough, at most ``max_terms`` tokens from its end."""
-    low = max(message.start, message.end - _PARAGRAPH_LOOK)
-    texts = [decode([token]) for token in tokens[low : message.end].tolist()]
-    worded = [i for i, text in enumerate(texts) if _has_word(text)]
-    if not worded:
-        return _Paragraph(message.end, message.end, message.end, True)
-    end = worded[-1] + 1
-    while end < len(texts) and texts[end].strip():
-        end += 1  # marks after the last word, such as "?"
-    begin, sentence, words = 0, -1, 0
-    for i in range(end - 1, -1, -1):
-        before, newline, after = texts[i].rpartition("\n")
-        words += _has_word(after)
-        if words >= _MIN_WORDS and sentence < 0 and texts[i].rstrip().endswith((".", "?", "!")):
-            sentence = i + 1
-        if newline and words >= _MIN_WORDS:
-            begin = i if _has_word(after) else i + 1
-            break
-        words += bool(newline) and _has_word(before)
-    whole = end - begin <= max_terms and (begin > 0 or low == message.start)
-    begin = max(begin, end - max_terms)
-    return _Paragraph(low + begin, low + max(sentence, begin), low + end, whole)
-
-
-def _opening(
-    tokens: npt.NDArray[np.uint32], special_ids: frozenset[int], message: _Message, before: int, decode: Decode
-) -> tuple[int, int]:
-    """``[start, stop)`` of the message's first line if it is short enough to be an instruction, else nothing."""
-    start = message.start
-    if not message.opened:
-        # It began before the search did. In a prompt of one long message that is after the last header of the head.
-        cuts = _cuts(tokens[:_LOOK_IN], special_ids).tolist()
-        start = cuts[-1] + 1 if cuts else 0
-        start = _role(tokens, start, len(tokens), decode)[1]
-    texts = [decode([token]) for token in tokens[start : min(before, start + _OPENING_LOOK)].tolist()]
-    words = 0
-    for i, text in enumerate(texts):
-        words += _has_word(text)
-        if "\n" in text and words >= _MIN_WORDS:
-            line = tokens[start : start + i + 1]
-            short = len(line) <= _OPENING_PLAIN or "?" in decode(line.tolist())
-            return (start, start + len(line)) if short else (0, 0)
-    return (0, 0)
+def _pieces(terms: list[int], find: Callable[[str], list[Span]], decode: Decode) -> list[Range]:
+    """Which of ``terms`` are each of what ``find`` finds in their text."""
+    # One by one, tokens lose the space in front, or are a part of a character.
+    ends = [len(decode(terms[: i + 1]).rstrip("\ufffd")) for i in range(len(terms))]
+    ends = np.maximum.accumulate(ends).tolist()
+    return [pieces_of(ends, span) for span in find(decode(terms))]

@@ -1,6 +1,9 @@
 """What focus has to know of a tokenizer: any that transformers or vLLM has, and nothing is imported for it."""
 
+import re
 from typing import Any
+
+_MARK = re.compile(r"<[|｜].+[|｜]>")
 
 
 def surface_strings(tokenizer: Any) -> list[str]:
@@ -26,7 +29,12 @@ def _decoded(tokenizer: Any, rows: list[list[int]]) -> list[str]:
 
 
 def special_ids(tokenizer: Any) -> frozenset[int]:
-    """Ids of template and control tokens: they bound messages."""
+    """Ids of template and control tokens: they bound messages.
+
+    Some tokenizers do not call them special: ``<｜User｜>`` of DeepSeek is an added token like any other.
+    """
     ids = set(tokenizer.all_special_ids)
-    ids.update(i for i, token in getattr(tokenizer, "added_tokens_decoder", {}).items() if token.special)
+    for i, token in getattr(tokenizer, "added_tokens_decoder", {}).items():
+        if token.special or _MARK.fullmatch(getattr(token, "content", "")):
+            ids.add(i)
     return frozenset(ids)

@@ -84,6 +84,26 @@ def shown_text(trace: dict[str, Any]) -> str:
     return "".join(entry.get("text", "\0") for entry in trace["entries"])
 
 
+def test_an_agent_reads_what_a_tool_returned(client: OpenAI, address: str, text: str) -> None:
+    """The question stands before 300,000 tokens of a tool's result, behind instructions, and nothing behind them."""
+    rules = " ".join(f"Rule {number}: quote what you find." for number in range(12))
+    found = []
+    for item in QUESTIONS[:4]:
+        messages = [
+            {"role": "system", "content": rules},
+            {"role": "user", "content": item["question"]},
+            {"role": "assistant", "content": "I will read the speeches."},
+            {"role": "tool", "tool_call_id": "1", "content": text},
+        ]
+        traced = {"vllm_xargs": {"megacontext_trace": 1}}
+        response = client.chat.completions.create(model="m", messages=messages, max_tokens=2, extra_body=traced)
+        assert response.usage.prompt_tokens > 300_000
+        shown = shown_text(focus(address, response.id).raise_for_status().json())
+        assert rules in shown and item["question"] in shown and messages[2]["content"] in shown
+        found.append(item["answer"] in shown)
+    assert sum(found) >= 3, [item["question"] for item, hit in zip(QUESTIONS[:4], found, strict=True) if not hit]
+
+
 def test_the_second_question_reuses_the_tree(client: OpenAI, address: str, text: str) -> None:
     response = chat(client, f"{text}\n\nWho was the first president?")
     trace = focus(address, response.id).json()

@@ -195,7 +195,7 @@ def test_what_is_pinned_in_the_middle_is_raw(
     enough = BLOCK * len(pinned) + 2 * 64 + 128 + 2 * BLOCK + (217 + 3 * (BLOCK - 1) if gists else 4 * 3) <= window
     try:
         context = allocate(
-            length, window, utility, head=64, tail=128, gists=gists, gap_cost=4, pinned=(first, first + tokens)
+            length, window, utility, head=64, tail=128, gists=gists, gap_cost=4, pinned=[(first, first + tokens)]
         )
     except BudgetError:
         if enough:
@@ -214,4 +214,4 @@ def test_what_is_pinned_in_the_middle_is_raw(
 def test_a_middle_that_does_not_fit_says_so(gists: bool) -> None:
     utility = np.linspace(0, 1, 100, dtype=np.float32)
     with pytest.raises(BudgetError, match="pinned between its head and its tail"):
-        allocate(3200, 320, utility, head=32, tail=32, gists=gists, gap_cost=4, pinned=(1000, 1400))
+        allocate(3200, 320, utility, head=32, tail=32, gists=gists, gap_cost=4, pinned=[(1000, 1400)])

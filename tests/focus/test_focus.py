@@ -59,6 +59,11 @@ def pinned(context: object, reason: str) -> int:
 
 def test_any_tokenizer(focus: Focus) -> None:
     assert special_ids(Tokenizer()) == {1000, 1001}
+    marked = Tokenizer()
+    added = {7: SimpleNamespace(special=False, content="<｜User｜>"), 8: SimpleNamespace(special=False, content="<x>")}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Tokenizer, "added_tokens_decoder", added)
+        assert special_ids(marked) == {1000, 7}, "marks of turns that nobody called special"
     assert surface_strings(Tokenizer())[:2] == [" word0", " word1"]
     assert len(surface_strings(Tokenizer())) == 1004
     in_one = SimpleNamespace(get_vocab=Tokenizer().get_vocab, batch_decode=lambda rows: [str(row) for row in rows])

@@ -1,29 +1,17 @@
 """Facts in real text, the whole way from the question to what is shown."""
 
 from itertools import zip_longest
-from pathlib import Path
 
 import numpy as np
 import pytest
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from megacontext_vllm.config import MegaContextConfig
 from megacontext_vllm.focus.focus import Focus
 from megacontext_vllm.focus.working_context import Kind
 
 PLACES = ("granite bridge", "copper pavilion", "walnut library", "marble fountain")
 AT = (9_000, 31_000, 52_000, 70_000)
 LENGTH, WINDOW = 80_000, 1_024
-
-
-@pytest.fixture(scope="module")
-def tokenizer(model_dir: Path) -> PreTrainedTokenizerBase:
-    return AutoTokenizer.from_pretrained(model_dir)
-
-
-@pytest.fixture(scope="module")
-def focus(tokenizer: PreTrainedTokenizerBase) -> Focus:
-    return Focus.of(tokenizer, MegaContextConfig())
 
 
 @pytest.fixture(scope="module")

@@ -115,7 +115,9 @@ def test_the_user_asks_and_not_the_result_of_a_tool() -> None:
     turns = [("user", QUESTION), ("assistant", "calling a tool now"), ("tool", "The weather is fine today.")]
     assert Toy().find(chatml(*turns))[1] == QUESTION
     far = [("user", QUESTION), ("assistant", text(6000)), ("tool", "The weather is fine today.")]
-    assert Toy().find(chatml(*far))[1] == "The weather is fine today."
+    assert Toy().find(chatml(*far))[1] == QUESTION
+    alone = [("assistant", "calling a tool now"), ("tool", "The weather is fine today.")]
+    assert Toy().find(chatml(*alone))[1] == "The weather is fine today."
 
 
 @pytest.mark.parametrize("document", [50, 3000, 20_000])
@@ -221,3 +223,130 @@ def test_how_much_of_a_document_stands_before_the_question() -> None:
         "How does the story end here?",
     ):
         assert before(("user", text(3000) + "\n\n" + end)) == 0, end
+
+
+def part(toy: Toy, tokens: np.ndarray, span: tuple[int, int]) -> str:
+    return toy.decode(tokens[slice(*span)].tolist()).strip()
+
+
+ASKED = [("user", f"{text(3000)}\n\nWho was the master of Elm Quay?"), ("assistant", "The master was Amos Reed.")]
+
+
+@TEMPLATES
+def test_a_question_that_leans_takes_the_one_before_along(template) -> None:
+    toy, prompt = Toy(), template(*ASKED, ("user", "When did he die?"))
+    query, major, minor = toy.find(prompt)
+    tokens = toy.encode(prompt)
+    answered = template is not mistral  # of which this file renders no answers
+    assert (major, minor) == ("When did he die?", "")
+    before = query.before()
+    assert before is not None and before.before() is None and before.leans_on is None
+    names = toy.decode(before.terms[before.weights == 1].tolist())
+    others = toy.decode(before.terms[before.weights == np.float32(0.1)].tolist())
+    assert "Elm Quay" in names and ("Amos Reed" in names) == answered and "master of" in others
+    assert set(before.weights.tolist()) == {np.float32(0.1), np.float32(1)}
+    both = query.spelled_out()
+    assert both.terms.tolist() == [*query.terms.tolist(), *before.terms.tolist()]
+    assert both.weights.tolist() == [*query.weights.tolist(), *(before.weights / 2).tolist()]
+    own = [part(toy, tokens, span) for span in query.own]
+    assert own == ["Who was the master of Elm Quay?", "The master was Amos Reed."][: 1 + answered]
+    assert query.beside == query.own
+    assert part(toy, tokens, (query.start, query.end)) == "When did he die?", "what asks is the last one alone"
+    marks = np.zeros(len(tokens), dtype=np.int16)
+    query.blank(marks)
+    assert all((marks[slice(*span)] == -1).all() for span in query.own)
+
+
+def test_a_question_that_stands_alone_takes_nothing_along() -> None:
+    query, major, minor = Toy().find(chatml(*ASKED, ("user", QUESTION)))
+    assert (major, minor) == (QUESTION, "") and query.own == query.beside == ()
+    assert query.before() is None and query.spelled_out() is query
+    first = Toy().find(chatml(("user", "When did he die?")))[0]
+    assert first.before() is None, "there is nothing before"
+
+
+def test_questions_that_lean_on_one_another() -> None:
+    more = ("user", "When did he die?"), ("assistant", "In the year of the flood."), ("user", "And his wife?")
+    chain = [*ASKED, *more]
+    toy, prompt = Toy(), chatml(*chain)
+    query = toy.find(prompt)[0]
+    weight = {toy.pieces[term].strip(): float(weight) for term, weight in zip(*query.leans_on)}
+    assert weight["flood"] == weight["die"] == 0.5 and weight["Reed"] == 0.5
+    tokens = toy.encode(prompt)
+    beside = " ".join(part(toy, tokens, span) for span in query.beside)
+    assert "When did he die?" in beside and "flood" in beside, "the one before is shown"
+    assert "Elm Quay" not in beside
+    alone = [*chain[:2], ("user", QUESTION), *chain[3:]]
+    leans_on = toy.find(chatml(*alone))[0].leans_on
+    assert leans_on is not None and "Reed" not in toy.decode(leans_on[0].tolist()), "no further than it has to"
+
+
+def test_a_long_answer_is_leant_on_with_its_ends() -> None:
+    toy, said = Toy(), f"Amos Reed. {text(300)} Shall I look for his Wife?"
+    query = toy.find(chatml(("user", QUESTION), ("assistant", said), ("user", "Yes, please.")))[0]
+    assert query.leans_on is not None
+    words = toy.decode(query.leans_on[0].tolist())
+    assert "Amos Reed" in words and "look for his Wife?" in words and " w150" not in words
+
+
+def test_what_was_asked_before_a_document_is_leant_on_without_it() -> None:
+    toy, asked = Toy(), "Who was the master of Elm Quay?"
+    query = toy.find(chatml(("user", f"{asked}\n{text(3000)}"), ("assistant", "Amos."), ("user", "Why?")))[0]
+    assert query.leans_on is not None
+    words = toy.decode(query.leans_on[0].tolist())
+    assert "Elm Quay" in words and "Amos" in words and "w2999" not in words
+
+
+@pytest.mark.parametrize("begun", [30, 3000])
+def test_an_answer_that_has_begun_is_what_stands_behind_the_question(begun: int) -> None:
+    toy, prompt = Toy(), chatml(("user", QUESTION), prompt=f"assistant\n{text(begun)}")
+    query = toy.find(prompt)[0]
+    tokens = toy.encode(prompt)
+    assert part(toy, tokens, query.result) == text(begun) and query.step == (0, 0) and query.document == 0
+    assert part(toy, tokens, query.beside[0]) == QUESTION
+    marks = np.zeros(len(tokens), dtype=np.int16)
+    query.blank(marks)
+    assert (marks[slice(*query.result)] == -1).all(), "it is no evidence for what it answers"
+
+
+CALLED = [("system", "Be brief."), ("user", QUESTION), ("assistant", "I look for the red mill.")]
+
+
+@pytest.mark.parametrize("result", [50, 3000, 20_000])
+@pytest.mark.parametrize("template", [chatml, llama])
+def test_behind_the_question_stands_what_a_tool_returned(template, result: int) -> None:
+    toy, prompt = Toy(), template(*CALLED, ("tool", text(result)))
+    query, major, minor = toy.find(prompt)
+    tokens = toy.encode(prompt)
+    assert (major, minor) == (QUESTION, "") and part(toy, tokens, (query.start, query.end)) == QUESTION
+    assert part(toy, tokens, query.result) == text(result) and part(toy, tokens, query.step) == CALLED[2][1]
+    assert query.document == query.result[1] - query.result[0]
+    assert part(toy, tokens, (0, query.instructions)).endswith("Be brief.")
+    asked, called, *headers = query.beside
+    assert part(toy, tokens, asked) == QUESTION and called[1] == query.result[0]
+    assert CALLED[2][1] in part(toy, tokens, called)
+    assert [stop for _, stop in headers] == [asked[0], called[0]], "and whose they are"
+    marks = np.zeros(len(tokens), dtype=np.int16)
+    query.blank(marks)
+    assert (marks[slice(*query.step)] == -1).all(), "what the model says is no evidence for the question"
+    assert (marks[slice(*query.result)] == 0).all()
+    doing = query.doing(tokens)
+    assert doing is not None and toy.decode(doing.terms.tolist()).strip() == CALLED[2][1]
+    ends = [CALLED[0], ("user", "How does the story end?"), CALLED[2], ("tool", text(result))]
+    assert toy.find(template(*ends))[0].document == 0
+
+
+def test_of_many_calls_the_last_is_what_is_being_done() -> None:
+    turns = [*CALLED, ("tool", text(3000)), ("assistant", "Now the blue one."), ("tool", text(30)), ("tool", text(40))]
+    toy, prompt = Toy(), chatml(*turns)
+    query = toy.find(prompt)[0]
+    tokens = toy.encode(prompt)
+    assert part(toy, tokens, query.step) == "Now the blue one."
+    assert part(toy, tokens, query.result).startswith(text(30)) and part(toy, tokens, query.result).endswith(text(40))
+    assert [part(toy, tokens, span) for span in query.own] == ["I look for the red mill.", "Now the blue one."]
+
+
+def test_without_a_tool_nothing_is_being_done() -> None:
+    toy, prompt = Toy(), chatml(*CALLED[:2])
+    query = toy.find(prompt)[0]
+    assert query.doing(toy.encode(prompt)) is None and query.result == query.step == (0, 0)
