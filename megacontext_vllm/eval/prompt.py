@@ -13,6 +13,20 @@ RECENT = 128
 """Tokens before a continuation that every method shows."""
 
 
+def messages_around(sample: Sample, text: str) -> list[dict[str, str]]:
+    """The conversation of a sample with ``text`` in the place of its history, which is no conversation itself."""
+    question, said = sample.question, [{"role": role, "content": content} for role, content in sample.said]
+    match sample.history.layout:
+        case Layout.TOOL_RESULT:
+            return [{"role": "user", "content": question}, *said, {"role": "tool", "content": text}]
+        case Layout.FOLLOW_UP:
+            first, *rest = said
+            asked = {"role": "user", "content": f"{text}\n\n{first['content']}"}
+            return [asked, *rest, {"role": "user", "content": question}]
+        case _:
+            return [{"role": "user", "content": f"{text}\n\n{question}"}]
+
+
 @dataclass(frozen=True, eq=False)
 class Prompt:
     """``prefix`` + ``history`` + ``suffix``, each uint32 ``[n]``; only the history is anybody's choice.
@@ -85,16 +99,19 @@ class ChatFormat:
         """The sample's prompt, up to the place where the answer is to be continued."""
         if sample.history.layout is Layout.TEXT:
             return self._text(sample)
-        if sample.history.layout is Layout.DOCUMENT:
-            rendered = self._render([{"role": "user", "content": f"{_HERE}\n\n{sample.question}"}], answer=True)
-            before, after = rendered.split(_HERE)
+        if sample.history.layout is not Layout.CHAT:
+            before, after = self._render(messages_around(sample, _HERE), answer=True).split(_HERE)
         else:
             turn = [{"role": "user", "content": _HERE}]
             before = self._render(turn).removesuffix(self.turns(turn))
             opened = self._render(turn, answer=True).removeprefix(self._render(turn))
             after = self.turns([{"role": "user", "content": sample.question}]) + opened
         suffix = self.encode(after + sample.answer_start)
-        return Prompt(self.encode(before), sample.history.tokens, suffix, sample.question)
+        question = sample.question
+        if sample.history.layout is Layout.FOLLOW_UP:
+            # Whoever searches for a question that leans on the one before may search for both.
+            question = " ".join([*(content for _, content in sample.said), question])
+        return Prompt(self.encode(before), sample.history.tokens, suffix, question)
 
     def _text(self, sample: Sample) -> Prompt:
         older, recent = sample.history.tokens[:-RECENT], sample.history.tokens[-RECENT:]

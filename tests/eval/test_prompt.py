@@ -11,10 +11,10 @@ from megacontext_vllm.eval.tasks.filler import Filler
 TEXT = "The rain fell. The secret code of Mira is 58213. The rain went on and on."
 
 
-def sample(chat: ChatFormat, layout: Layout, text: str = TEXT) -> Sample:
-    history = History("h", chat.encode(text), layout)
+def sample(chat: ChatFormat, layout: Layout, text: str = TEXT, said: tuple[tuple[str, str], ...] = ()) -> Sample:
+    history, choices = History("h", chat.encode(text), layout), (" 1", " 2", " 3", " 58213")
     return Sample(
-        "s", "t", history, "What is the code?", "The code is", " 58213", (" 1", " 2", " 3", " 58213"), ((1, 2),)
+        "s", "t", history, "What is the code?", "The code is", " 58213", choices, evidence=((1, 2),), said=said
     )
 
 
@@ -36,6 +36,26 @@ def test_a_chat_is_continued(chat: ChatFormat) -> None:
     assert chat.decode(prompt.tokens) == rendered(chat, [*messages, question]) + "The code is"
     # Every turn is part of the history, so that a method may leave any of it out.
     assert chat.decode(prompt.history).count("<|im_start|>") == 4
+
+
+def test_a_follow_up_stands_behind_a_question_that_was_answered(chat: ChatFormat) -> None:
+    said = (("user", "Who has a code?"), ("assistant", "Mira has one."))
+    prompt = chat.prompt(sample(chat, Layout.FOLLOW_UP, said=said))
+    turns = [("user", f"{TEXT}\n\nWho has a code?"), said[1], ("user", "What is the code?")]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    assert chat.decode(prompt.tokens) == rendered(chat, messages) + "The code is"
+    assert chat.decode(prompt.history) == TEXT
+    # A method that searches for words is given all of them.
+    assert prompt.question == "Who has a code? Mira has one. What is the code?"
+
+
+def test_what_a_tool_returned_stands_behind_the_question(chat: ChatFormat) -> None:
+    said = (("assistant", "I will read the file."),)
+    prompt = chat.prompt(sample(chat, Layout.TOOL_RESULT, said=said))
+    turns = [("user", "What is the code?"), said[0], ("tool", TEXT)]
+    messages = [{"role": role, "content": content} for role, content in turns]
+    assert chat.decode(prompt.tokens) == rendered(chat, messages) + "The code is"
+    assert chat.decode(prompt.history) == TEXT and prompt.question == "What is the code?"
 
 
 def test_turns_and_messages_are_each_others_inverse(chat: ChatFormat, filler: Filler) -> None:

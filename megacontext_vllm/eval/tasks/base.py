@@ -40,6 +40,7 @@ class Question:
 
     wrong  the other candidates: three, or more to choose three of.
     facts  which of the hidden facts are the evidence.
+    said   what was said besides.
     """
 
     text: str
@@ -47,6 +48,7 @@ class Question:
     answer: str
     wrong: tuple[str, ...]
     facts: tuple[int, ...]
+    said: tuple[tuple[str, str], ...] = ()
 
 
 def ask(
@@ -72,6 +74,7 @@ def ask(
                 answer=question.answer,
                 candidates=tuple(candidates),
                 evidence=tuple(sorted(spans[fact] for fact in question.facts)),
+                said=question.said,
             )
         )
     return samples

@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 from megacontext_vllm.errors import EvaluationError
 from megacontext_vllm.eval.prompt import ChatFormat
@@ -25,6 +26,8 @@ class Fact:
 class PlantedTask(Task):
     """A task says what is hidden and asked; where and in what is the same for all of them."""
 
+    layout: ClassVar[Layout] = Layout.DOCUMENT
+
     @abstractmethod
     def plan(self, values: Values, length: int, seed: int) -> tuple[list[Fact], list[Question]]:
         """The facts of a history, in any order, and what is asked about them. All chance is in ``values``."""
@@ -38,6 +41,6 @@ class PlantedTask(Task):
                 tokens, spans = plant(filler, int(rng.choice(filler.beginnings)), wishes, length)
             except NoPlaceError:
                 continue
-            history = History(f"{self.name}/{length}/{seed}", tokens, Layout.DOCUMENT)
+            history = History(f"{self.name}/{length}/{seed}", tokens, self.layout)
             return ask(self.name, history, questions, spans, rng)
         raise EvaluationError("sentences are too rare in the text to hide facts between them: use prose")

@@ -67,7 +67,10 @@ def prompt_of(chat: ChatFormat) -> Callable[..., Prompt]:
     def prompt(history: np.ndarray, layout: Layout = Layout.DOCUMENT, question: str = QUESTION) -> Prompt:
         if (layout, question) not in made:
             some = History("h", np.arange(1000, 1400, dtype=np.uint32), layout)
-            sample = Sample("s", "t", some, question, "It is", " 48213", CANDIDATES, ((0, 1),))
+            said: tuple[tuple[str, str], ...] = ()
+            if layout is Layout.FOLLOW_UP:
+                said = ("user", "Who was it?"), ("assistant", "It was Mira.")
+            sample = Sample("s", "t", some, question, "It is", " 48213", CANDIDATES, ((0, 1),), said=said)
             made[layout, question] = chat.prompt(sample)
         return replace(made[layout, question], history=history)
 

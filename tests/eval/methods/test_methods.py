@@ -19,6 +19,11 @@ from megacontext_vllm.eval.methods.dense import Dense
 from megacontext_vllm.eval.prompt import ChatFormat, Prompt
 from megacontext_vllm.eval.sample import History, Layout, Sample, Span
 
+SAID = {
+    Layout.FOLLOW_UP: (("user", "Who was it?"), ("assistant", "It was Mira.")),
+    Layout.TOOL_RESULT: (("assistant", "I will read the file."),),
+}
+
 
 class Hashed:
     """In place of the sentence encoder, which is too slow for properties: a vector per text, any vector."""
@@ -64,7 +69,7 @@ def test_every_method_keeps_the_budget(
     length = data.draw(st.one_of(st.integers(0, 3000), st.integers(0, 90).map(lambda n: n * 32)))
     budget = data.draw(st.one_of(st.integers(192, 2000), st.sampled_from([256, 512, 1024])))
     start = data.draw(st.integers(0, 40_000))
-    layout = data.draw(st.sampled_from([Layout.DOCUMENT, Layout.CHAT, Layout.TEXT]))
+    layout = data.draw(st.sampled_from(list(Layout)))
     history = ids[start : start + length]
     cuts = sorted(data.draw(st.sets(st.integers(0, length), max_size=8))) if length else []
     evidence = tuple(zip(cuts[::2], cuts[1::2], strict=False))
@@ -110,12 +115,17 @@ def test_only_the_oracle_is_told() -> None:
         METHODS["oracle"].select(METHODS["oracle"].__new__(METHODS["oracle"]), None, 512)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("layout", [Layout.DOCUMENT, Layout.CHAT])
+@pytest.mark.parametrize("layout", [layout for layout in Layout if layout is not Layout.TEXT])
 def test_a_prompt_does_not_know_the_answer(chat: ChatFormat, ids: np.ndarray, layout: Layout) -> None:
     """The same question with other evidence, another answer and other candidates: the same prompt."""
-    history = History("h", ids[:500], layout)
-    one = chat.prompt(Sample("a", "t", history, "What?", "It is", " x", (" x", " y", " z", " w"), ((3, 9),)))
-    two = chat.prompt(Sample("b", "t", history, "What?", "It is", " k", (" k", " l", " m", " n"), ((40, 99),)))
+    history, said = History("h", ids[:500], layout), SAID.get(layout, ())
+    one, two = (
+        chat.prompt(Sample(name, "t", history, "What?", "It is", right, candidates, evidence, said=said))
+        for name, right, candidates, evidence in (
+            ("a", " x", (" x", " y", " z", " w"), ((3, 9),)),
+            ("b", " k", (" k", " l", " m", " n"), ((40, 99),)),
+        )
+    )
     assert np.array_equal(one.tokens, two.tokens) and one.question == two.question
     assert one.overhead == two.overhead
 

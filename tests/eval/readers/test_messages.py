@@ -14,6 +14,11 @@ from megacontext_vllm.eval.sample import History, Layout, Sample
 
 TURNS = (("user", "Hello, I am Mira."), ("assistant", "Hello Mira!"), ("user", "It rains."), ("assistant", "It does."))
 
+SAID = {
+    Layout.FOLLOW_UP: (("user", "Is Mira here?"), ("assistant", "She is.")),
+    Layout.TOOL_RESULT: (("assistant", "I will look."),),
+}
+
 
 @pytest.fixture(scope="module")
 def chat(model_dir: Path) -> ChatFormat:
@@ -21,7 +26,8 @@ def chat(model_dir: Path) -> ChatFormat:
 
 
 def question(history: History) -> Sample:
-    return Sample("s", "t", history, "Who am I?", "You are", " Mira", (" Mira", " Ida", " Ada", " Eva"), ((0, 3),))
+    names, said = (" Mira", " Ida", " Ada", " Eva"), SAID.get(history.layout, ())
+    return Sample("s", "t", history, "Who am I?", "You are", " Mira", names, ((0, 3),), said=said)
 
 
 def conversation(chat: ChatFormat, messages: tuple[tuple[str, str], ...] = TURNS) -> Sample:
@@ -29,14 +35,14 @@ def conversation(chat: ChatFormat, messages: tuple[tuple[str, str], ...] = TURNS
     return question(History("h", chat.encode(text), Layout.CHAT, messages))
 
 
-def document(chat: ChatFormat, text: str) -> Sample:
-    return question(History("h", chat.encode(text), Layout.DOCUMENT))
+def document(chat: ChatFormat, text: str, layout: Layout = Layout.DOCUMENT) -> Sample:
+    return question(History("h", chat.encode(text), layout))
 
 
-@pytest.mark.parametrize("layout", [Layout.DOCUMENT, Layout.CHAT])
+@pytest.mark.parametrize("layout", [layout for layout in Layout if layout is not Layout.TEXT])
 @pytest.mark.parametrize("whole", [True, False])
 def test_the_template_renders_them_to_the_prompt(chat: ChatFormat, text: str, layout: Layout, whole: bool) -> None:
-    sample = document(chat, text[5000:7000]) if layout is Layout.DOCUMENT else conversation(chat)
+    sample = conversation(chat) if layout is Layout.CHAT else document(chat, text[5000:7000], layout)
     prompt = chat.prompt(sample)
     context = None if whole else Context((Raw(0, len(prompt.history)),), ())
     rendered = chat.tokenizer.apply_chat_template(

@@ -145,9 +145,13 @@ def test_blocks_without_a_fact_are_blocks_of_the_filler(
     tokens = TASKS[name].samples(filler, chat, length, 0)[0].history.tokens
     other = [block for block in tokens[: len(tokens) // 32 * 32].reshape(-1, 32) if not is_aligned(block)]
     # A fact of up to 33 tokens reaches into two blocks, one of 150 into six; test_planting.py looks at each block.
-    facts, reach = {"many_keys": (32, 2), "aggregation": (56, 2), "updated_fact": (16, 2), "coverage": (4, 6)}.get(
-        name, (10, 2)
-    )
+    facts, reach = {
+        "many_keys": (32, 2),
+        "follow_up": (36, 2),
+        "aggregation": (56, 2),
+        "updated_fact": (16, 2),
+        "coverage": (4, 6),
+    }.get(name, (10, 2))
     assert len(other) <= facts * reach
 
 
