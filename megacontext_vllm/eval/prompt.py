@@ -14,7 +14,7 @@ RECENT = 128
 
 
 def messages_around(sample: Sample, text: str) -> list[dict[str, str]]:
-    """The conversation of a sample with ``text`` in the place of its history, which is no conversation itself."""
+    """The conversation of a sample with ``text`` in the place of its history."""
     question, said = sample.question, [{"role": role, "content": content} for role, content in sample.said]
     match sample.history.layout:
         case Layout.TOOL_RESULT:

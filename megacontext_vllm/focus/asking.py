@@ -57,16 +57,17 @@ class Asking:
         first, stop = _opening(tokens, message, shown.start, decode)
         opening = tokens[first : min(stop, first + max_terms)]
         opened = (first, first + len(opening)) if len(opening) else (0, 0)
-        line = opened if introduces(decode(opening.tolist())) else (0, 0)
+        text = decode(opening.tolist())
+        line = opened if introduces(text) else (0, 0)
         # Where the end asks, the first line counts only if it reads like an instruction: else it is the text's title.
-        if "?" in closing.text and not decode(opening.tolist()).rstrip().endswith((":", "?")):
+        if "?" in closing.text and not text.rstrip().endswith((":", "?")):
             opening, opened = opening[:0], (0, 0)
         weights = np.ones(len(opening) + len(last), dtype=np.float32)
         minor, major = weights[: len(opening)], weights[len(opening) :]
         major[len(parts[0]) :] = _DOUBTED * min(1.0, len(parts[0]) / max(1, len(last) - len(parts[0])))
         asks = slice(len(opening) + closing.sentence - closing.start, len(opening) + len(parts[0]))
         behind = True
-        if len(opening) and _is_document(closing, message, decode(opening.tolist())):
+        if len(opening) and _is_document(closing, message, text):
             minor, major, asks, behind = major, minor, slice(0, len(opening)), False
         elif not closing.whole:
             # The question ends a long paragraph: what stands before its sentence is rather text than question.

@@ -52,11 +52,14 @@ def leans_on_before(question: str) -> bool:
         return True
     if _POINTS.search(question) or (_BEGINS.match(question) and len(words) <= _SHORT):
         return True
-    named = [match.start() for pattern in (_NAME, _THING) for match in pattern.finditer(question)]
-    name = _NAME.search(question)
-    return any(match.start() < min(named, default=len(question)) for match in _PRONOUN.finditer(question)) or any(
-        match.start() < (name.start() if name else len(question)) for match in _OTHERS.finditer(question)
-    )
+    name = _first(_NAME, question)
+    return _first(_PRONOUN, question) < min(name, _first(_THING, question)) or _first(_OTHERS, question) < name
+
+
+def _first(pattern: re.Pattern[str], text: str) -> int:
+    """Where ``pattern`` stands first in ``text``; behind its end where it does not."""
+    match = pattern.search(text)
+    return match.start() if match else len(text)
 
 
 def names(text: str) -> list[Span]:

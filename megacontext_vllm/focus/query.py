@@ -5,7 +5,6 @@ die?") takes that one's words along, and its answer's. What a model that is aske
 is looked for beside the question, as what an answer under way speaks of.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +18,7 @@ from megacontext_vllm.focus.many import asks_for_many
 from megacontext_vllm.focus.messages import ASSISTANT, Decode, find_messages
 from megacontext_vllm.focus.overview import asks_for_ends, asks_for_overview
 from megacontext_vllm.focus.present import asks_for_now
-from megacontext_vllm.focus.wording import Span, alternatives, asks_for_end, frame, pieces_of
+from megacontext_vllm.focus.wording import alternatives, asks_for_end, frame, pieces_of
 
 _FRAME_WEIGHT = 0.05  # "... does the text speak about", beside a list: nothing to look for
 _RECENT = 64  # tokens of an answer under way
@@ -147,7 +146,7 @@ def find_query(
     framed, listed = _worded(text, asked.terms[asked.asks].tolist(), decode)
     for start, stop in framed:
         asked.weights[asked.asks][start:stop] *= _FRAME_WEIGHT
-    first = asked.asks.start
+    first, for_end = asked.asks.start, asks_for_end(text)
     query = Query(
         asked.terms,
         asked.weights,
@@ -157,7 +156,7 @@ def find_query(
         now=asks_for_now(text),
         many=asks_for_many(text),
         alternatives=tuple((first + start, first + stop, text) for start, stop, text in listed),
-        document=asked.start - talk.question.start if asked.last and not asks_for_end(text) else 0,
+        document=asked.start - talk.question.start if asked.last and not for_end else 0,
         reading=_reading(talk, asked, instructions),
         overview=asks_for_overview(text),
         ends=asks_for_ends(text),
@@ -166,7 +165,7 @@ def find_query(
     )
     if not listed and not query.overview and leans_on_before(text):
         query = _leaning(query, tokens, talk, decode, max_terms)
-    return _working(query, talk, asks_for_end(text)) if talk.results else query
+    return _working(query, talk, for_end) if talk.results else query
 
 
 def _reading(talk: Conversation, asked: Asking, instructions: int) -> Range:
@@ -194,7 +193,7 @@ def _leaning(
             beside += parts
         own += parts
         words = [tokens[slice(*part)].astype(np.int64) for part in parts]
-        named = [_pieces(part.tolist(), names, decode) for part in words]
+        named = [_named(part.tolist(), decode) for part in words]
         other = _BESIDE_NAME if any(named) else _NO_NAME
         for part, pieces in zip(words, named, strict=True):
             terms.append(part)
@@ -208,6 +207,13 @@ def _leaning(
         return query
     leans_on = (np.concatenate(terms), np.concatenate(weights))
     return replace(query, leans_on=leans_on, own=tuple(own), beside=tuple(beside))
+
+
+def _named(terms: list[int], decode: Decode) -> list[Range]:
+    """Which of ``terms`` are written like names."""
+    found = names(decode(terms))
+    ends = _ends(terms, decode) if found else []
+    return [pieces_of(ends, span) for span in found]
 
 
 def _working(query: Query, talk: Conversation, for_end: bool) -> Query:
@@ -236,16 +242,16 @@ def _worded(asking: str, terms: list[int], decode: Decode) -> tuple[list[Range],
     listed = alternatives(asking)
     if not listed:
         return [], []
-    items = zip(_pieces(terms, alternatives, decode), listed, strict=True)
+    ends = _ends(terms, decode)
     return (
-        _pieces(terms, frame, decode),
-        [(*pieces, asking[slice(*span)].strip()) for pieces, span in items],
+        [pieces_of(ends, span) for span in frame(asking)],
+        [(*pieces_of(ends, span), asking[slice(*span)].strip()) for span in listed],
     )
 
 
-def _pieces(terms: list[int], find: Callable[[str], list[Span]], decode: Decode) -> list[Range]:
-    """Which of ``terms`` are each of what ``find`` finds in their text."""
+def _ends(terms: list[int], decode: Decode) -> list[int]:
+    """Where each of ``terms`` ends in their text."""
     # One by one, tokens lose the space in front, or are a part of a character.
     ends = [len(decode(terms[: i + 1]).rstrip("\ufffd")) for i in range(len(terms))]
-    ends = np.maximum.accumulate(ends).tolist()
-    return [pieces_of(ends, span) for span in find(decode(terms))]
+    ascending: list[int] = np.maximum.accumulate(ends).tolist()
+    return ascending

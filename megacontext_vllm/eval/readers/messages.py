@@ -24,11 +24,12 @@ def to_messages(chat: ChatFormat, prompt: Prompt, context: Context | None, sampl
         turns = [{"role": role, "content": content} for role, content in sample.history.messages]
         return [*turns, {"role": "user", "content": sample.question}]
     ids = prompt.history if context is None else _shown(prompt, context)
-    if sample.history.layout is not Layout.CHAT:
-        return messages_around(sample, chat.decode(ids))
-    # The server would take the marks of turns for the end of this message.
-    text = str(chat.tokenizer.decode(ids.tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False))
-    return [{"role": "user", "content": f"{text}\n\n{sample.question}"}]
+    if sample.history.layout is Layout.CHAT:
+        # The server would take the marks of turns for the end of this message.
+        text = str(chat.tokenizer.decode(ids.tolist(), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+    else:
+        text = chat.decode(ids)
+    return messages_around(sample, text)
 
 
 def _shown(prompt: Prompt, context: Context) -> NDArray[np.uint32]:
