@@ -3,9 +3,9 @@
 The rarity of BM25 (Robertson & Zaragoza 2009) over LOD1 blocks, made for their 32 tokens: a word counts once a block
 (how often it stands in so few tokens says nothing), words of the blocks beside count in part (a fact and its subject
 often straddle a boundary), pairs of tokens that stand side by side in the question count as one more, rarer term (rare
-words are several tokens, numbers one token per digit), a word counts however it is cut into tokens (respelled.py), and
-a block inherits almost the score of its neighbours (neighbours.py: the answer often stands beside the words of the
-question).
+words are several tokens, numbers one token per digit), a word counts however it is cut into tokens and, a little less,
+in its other forms (respelled.py, word_forms.py), and a block inherits almost the score of its neighbours, since the
+answer often stands beside the words of the question (neighbours.py).
 """
 
 from collections.abc import Sequence
@@ -23,6 +23,7 @@ from megacontext_vllm.tree.nodes import BLOCK
 
 _NEIGHBOUR = 0.65  # of a word's worth, where it stands in the block beside
 _ENDS = (".", "?", "!", "\n")
+_FORM = 0.7  # of a word's worth, where it stands in another form
 _PAIR = 2.0  # with 0, a five-digit number is five digits anywhere; 2 finds it, more gains nothing
 
 
@@ -135,13 +136,16 @@ class LexicalLens:
         at = np.flatnonzero(hits >= 0)
         slot = np.concatenate([hits[at], other.first, len(weights) + name])
         block = np.concatenate([at, other.at, named]) // BLOCK
+        form = np.zeros(len(slot), dtype=np.bool_)
+        form[len(at) : len(at) + len(other.at)] = other.form
 
         whole, singles = 0.0, len(weights)
         weights += [float(query.weights[names[key]]) for key in sorted(names)]
         as_one = np.zeros(blocks, dtype=np.float32)
         with_next = np.zeros(blocks, dtype=np.float32)
-        for i, where in enumerate(_grouped(slot, block, len(weights))):
-            own, idf = _own_score(where, blocks)
+        groups = zip(*(_grouped(slot[kind], block[kind], len(weights)) for kind in (~form, form)), strict=True)
+        for i, (where, in_form) in enumerate(groups):
+            own, idf = _own_score(where, blocks, in_form)
             score = _with_neighbours(own)
             total += weights[i] * score
             with_next += weights[i] * np.maximum(own, np.append(own[1:], np.float32(0)))
@@ -208,9 +212,16 @@ def _grouped(label: npt.NDArray[np.int16], block: npt.NDArray[np.intp], labels: 
     return np.split(block[order], bounds[:-1]) if labels else []
 
 
-def _own_score(block: npt.NDArray[np.intp], blocks: int) -> tuple[npt.NDArray[np.float32], float]:
-    """What one term is worth where it stands, float32 [blocks], which is its idf; block: int [hits], where that is."""
+def _own_score(
+    block: npt.NDArray[np.intp], blocks: int, form: npt.NDArray[np.intp] | None = None
+) -> tuple[npt.NDArray[np.float32], float]:
+    """What one term is worth where it stands, float32 [blocks], which is its idf, and in another form a part of it.
+
+    block, form: int [hits], where it stands, and where another form of it does.
+    """
     score = np.zeros(blocks, dtype=np.float32)
+    if form is not None:
+        score[form] = _FORM
     score[block] = 1
     containing = int(np.count_nonzero(score))
     idf = float(np.log(1 + (blocks - containing + 0.5) / (containing + 0.5)))

@@ -1,4 +1,5 @@
-"""Words of the question that its tokens do not tell: cut into other tokens in the history, or into stop words.
+"""Words of the question that its tokens do not tell: cut into other tokens in the history, or into stop words, or there
+in another form.
 
 A word at the start of a sentence or in capitals is often cut differently: ``Gl ass blowing``, but ``glass blowing``
 within a line. Where that happens, the word counts as if it were written the question's way. And a name may be cut into
@@ -7,6 +8,7 @@ words that say nothing (``Or in``, ``Jon as``): it counts as a whole.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +16,7 @@ import numpy.typing as npt
 from megacontext_vllm.focus.query import Query
 from megacontext_vllm.focus.spelling import Joined, Spelling, word_hash
 from megacontext_vllm.focus.stop_words import STOP_WORDS
+from megacontext_vllm.focus.word_forms import other_forms
 
 _SILENT = frozenset(map(word_hash, STOP_WORDS))
 _SILENT_HASHES = np.array(sorted(_SILENT), dtype=np.uint64)
@@ -23,14 +26,16 @@ Slots = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Respelled:
-    """What is to be counted besides what was found token by token; all three of one length, ``at`` ascending.
+    """What is to be counted besides what was found token by token; all of one length, ``at`` ascending.
 
     at      intp ``[found]``: where a word begins in the history.
+    form    bool ``[found]``: it is another form of the question's word, and not the word itself.
     first   int16 ``[found]``: a slot of the question that it stands for.
     second  int16 ``[found]``: the slot that follows it in the word, -1 for none.
     """
 
     at: npt.NDArray[np.intp]
+    form: npt.NDArray[np.bool_]
     first: npt.NDArray[np.int16]
     second: npt.NDArray[np.int16]
 
@@ -49,25 +54,26 @@ def find_respelled(
     """
     words = _words(spelling, query.terms, slots)
     if not words:
-        return Respelled(np.zeros(0, dtype=np.intp), *np.zeros((2, 0), dtype=np.int16))
+        return Respelled(np.zeros(0, dtype=np.intp), np.zeros(0, dtype=np.bool_), *np.zeros((2, 0), dtype=np.int16))
     keys = np.array(sorted(words), dtype=np.uint64)
     which = spelling.places(tokens, keys, joined)
     query.blank(which)
     at = np.flatnonzero(which >= 0)
     word = which[at]
-    cuts = [words[key] for key in keys.tolist()]
+    cuts = [words[key].cut for key in keys.tolist()]
+    forms = np.array([words[key].form for key in keys.tolist()])
     # What is cut as it is in the question is found already.
     behind = np.append(hits, np.int16(-1))[at + 1]
     asked = np.array([(cut[0], cut[1] if len(cut) > 1 else -2) for cut in cuts], dtype=np.int16)[word]
     other = (hits[at] != asked[:, 0]) | ((asked[:, 1] != -2) & (behind != asked[:, 1]))
     found = [
-        (place, first, second)
+        (place, forms[which], first, second)
         for place, which in zip(at[other].tolist(), word[other].tolist(), strict=True)
         for first, second in zip(cuts[which], [*cuts[which][1:], -1], strict=True)
         if first >= 0
     ]
-    places = np.array(found, dtype=np.intp).reshape(-1, 3)
-    return Respelled(places[:, 0], places[:, 1].astype(np.int16), places[:, 2].astype(np.int16))
+    places = np.array(found, dtype=np.intp).reshape(-1, 4).T
+    return Respelled(places[0], places[1].astype(np.bool_), *places[2:].astype(np.int16))
 
 
 def half_silent(spelling: Spelling, terms: npt.NDArray[np.int64], slots: npt.NDArray[np.int16]) -> dict[int, int]:
@@ -96,13 +102,24 @@ def whole_words(
     return joined.begin[~told], hashes[~told]
 
 
-def _words(spelling: Spelling, terms: npt.NDArray[np.int64], slots: npt.NDArray[np.int16]) -> dict[int, Slots]:
-    """The question's words that have a term, by their hash."""
-    found: dict[int, Slots] = {}
-    for key, _, cut in _whole(spelling, terms, slots):
+class _Word(NamedTuple):
+    """cut: the slots of its tokens in the question. form: it is another form of that word."""
+
+    cut: Slots
+    form: bool
+
+
+def _words(spelling: Spelling, terms: npt.NDArray[np.int64], slots: npt.NDArray[np.int16]) -> dict[int, _Word]:
+    """The question's words that have a term, and their other forms, by their hash."""
+    found: dict[int, _Word] = {}
+    forms: dict[int, _Word] = {}
+    for key, start, cut in _whole(spelling, terms, slots):
         if max(cut) >= 0:
-            found.setdefault(key, cut)
-    return found
+            found.setdefault(key, _Word(cut, form=False))
+            word = spelling.text(terms[start : start + len(cut)])
+            for form in other_forms(word) if word.islower() else ():  # a name has none
+                forms.setdefault(word_hash(form), _Word(cut, form=True))
+    return forms | found
 
 
 def _whole(

@@ -51,6 +51,7 @@ class Spelling:
 
     def __init__(self, vocabulary: Sequence[str]) -> None:
         """vocabulary: the text of each token id, e.g. ``" code"``."""
+        self.vocabulary = vocabulary
         # One more entry than there are tokens: ids beyond the vocabulary clip to it, and it is no letter.
         size = len(vocabulary) + 1
         self._goes_on, self._open = np.zeros((2, size), dtype=np.bool_)
@@ -68,6 +69,11 @@ class Spelling:
                 self.alone[token] = word_hash(runs[-1])
                 if sum(map(str.isalnum, text.casefold())) == len(runs[-1]):
                     self.in_one_token[token] = self.alone[token]
+
+    def text(self, tokens: npt.NDArray[Any]) -> str:
+        """The text of ``tokens`` [n], of a word without the space in front; ids beyond the vocabulary have none."""
+        known = len(self.vocabulary)
+        return "".join(self.vocabulary[token] for token in tokens.tolist() if token < known).lstrip()
 
     def words(self, tokens: npt.NDArray[Any]) -> npt.NDArray[np.uint64]:
         """The hash of the word that begins in each of ``tokens`` [N]; 0 where none does, or one with digits."""

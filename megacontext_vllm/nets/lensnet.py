@@ -94,7 +94,7 @@ def regular_forms(word: str) -> Iterator[str]:
     if word.endswith("y") and stem[-1:] not in "aeiou":
         yield from (stem + "ies", stem + "ied", word + "ing")
     elif word.endswith("e"):
-        yield from (word + "s", word + "d", stem + "ing")
+        yield from (word + "s", word + "d", (word if stem[-1:] in ("e", "o", "y") else stem) + "ing")
     else:
         yield word + ("es" if word.endswith(("s", "x", "z", "ch", "sh")) else "s")
         yield from (word + "ed", word + "ing")

@@ -19,7 +19,7 @@ VOCABULARY = [
     *(f" word{i}" for i in range(WORDS)),
     *(f" Name{i}" for i in range(NAMES)),
     *DIGITS,
-    *(" the", " secret", " code", " of", " is", " What", ".", "?", "\n", " Code", "\ufffd"),
+    *(" the", " secret", " code", " of", " is", " What", ".", "?", "\n", " Code", "\ufffd", " write", " wrote"),
 ]
 ID = {text: i for i, text in enumerate(VOCABULARY)}
 LENS = LexicalLens(VOCABULARY)
@@ -97,6 +97,16 @@ def test_a_word_said_again_is_no_more_evidence() -> None:
     utility = LENS.score(tokens, ask(" word2", " word3"))
     assert utility.argmax() == 40
     assert len({float(utility[i]) for i in (20, 21, 22)}) == 1
+
+
+def test_another_form_of_a_word_counts_less_than_the_word() -> None:
+    tokens = np.tile(ids(" word1"), 32 * 60)
+    tokens[32 * 20], tokens[32 * 40] = ids(" wrote", " write")
+    found = LENS.find(tokens, ask(" write"))
+    assert found.utility[40] == 1 and 0.5 < found.utility[20] < 0.9
+    assert found.covered == 1 and found.share[20] == pytest.approx(0.7) and found.share[40] == 1
+    tokens[32 * 20 + 1] = ID[" write"]
+    assert LENS.find(tokens, ask(" write")).utility[20] == 1, "both forms in one block"
 
 
 def test_order_of_the_question_counts() -> None:

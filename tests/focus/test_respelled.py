@@ -15,6 +15,7 @@ from megacontext_vllm.tree.nodes import BLOCK
 VOCABULARY = [
     *("Gl", "ass", "blowing", " glass", " Glass", "GL", "ASS", "BLOWING", "glass", " fine", "Fine", " (", "(glass"),
     *(" Or", "in", " or", " Jon", "as", " Ada", " said"),
+    *(" wrote", " write", " wri", "tten", " Write"),
     *("7", "glass7", "'s", ".", " which", "Wh", "ich", " x-y", "é", " É", "\n", " the", ""),
 ]
 ID = {text: i for i, text in enumerate(VOCABULARY)}
@@ -57,6 +58,17 @@ def find(question: np.ndarray, history: np.ndarray, start: int = 0, end: int = 0
     query.blank(hits)
     found = find_respelled(SPELLING, history, hits, query, slots)
     return list(zip(found.at.tolist(), found.first.tolist(), found.second.tolist(), strict=True))
+
+
+def test_other_forms_of_a_word_but_not_of_a_name() -> None:
+    asked = ids(" which", " write")
+    assert find(asked, ids(" wrote", ".", " wri", "tten")) == [(0, 1, -1), (2, 1, -1)]
+    assert find(ids(" Write"), ids(" wrote", ".", " wri", "tten")) == []
+    terms, slots = asked.astype(np.int64), np.arange(2, dtype=np.int16)
+    query = Query(terms, np.ones(2, dtype=np.float32), 0, 0)
+    history = ids(" Write", " wrote")
+    found = find_respelled(SPELLING, history, np.full(2, -1, dtype=np.int16), query, slots)
+    assert (found.at.tolist(), found.form.tolist()) == ([0, 1], [False, True])
 
 
 def test_each_way_to_cut_a_word() -> None:
