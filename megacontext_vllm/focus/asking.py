@@ -1,49 +1,57 @@
 """What one message asks: mostly its last paragraph, sometimes its first (a question or an instruction before a text).
 
-Behind the question may stand how it is to be answered, and in front of it, too. Only the two ends of the message are
-read: the cost does not depend on how long it is.
+Only the two ends of the message are read: the cost does not depend on how long it is.
 """
 
-from collections.abc import Iterator
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 import numpy.typing as npt
 
+from megacontext_vllm.focus.closing import Closing
 from megacontext_vllm.focus.how_to_answer import introduces, requests, says_how
 from megacontext_vllm.focus.messages import Decode, Message, has_word
 
-# How many tokens are decoded one by one to find the question, and how long an opening instruction may be.
-_CLOSING_LOOK = 512
-_OPENING_LOOK = 64
+_OPENING_LOOK = 64  # tokens of an opening instruction
 _OPENING_PLAIN = 32  # without a question mark; a longer first line is the text itself, and would find itself
+_LABELLED_LOOK = 256  # tokens in front of a text, of which one line is called the question
 _LONG_MESSAGE = 256
 _MIN_WORDS = 3
 _MINOR_WEIGHT = 0.25
 _HOW = 0.05
-_RULES = 6  # paragraphs in front of the question that say how to answer it
-_DOUBTED = 0.5  # what a question counts that stands in front of what may be a request, or how to answer it
+_LABEL = re.compile(
+    r"^\W*(?:(?:user|my|the)\s+)?(?:question|query|request|task|input)\s*:\W*(?=\w)", re.IGNORECASE | re.MULTILINE
+)
+_ANSWER = re.compile(r"\b(?:answer|response|reply|output|solution)\W*:\W*$", re.IGNORECASE)
+
+Range = tuple[int, int]
+"""Tokens ``[start, stop)`` of the prompt."""
 
 
 @dataclass(frozen=True)
 class Asking:
     """terms, weights  int64 and float32 [terms]: an opening's tokens, then the question's, and what they count.
-    start, end      the question's paragraph and those that say how to answer it: they must be shown raw.
+    start, end      the question's paragraph and those that belong to it: they must be shown raw.
     opening         ``[start, stop)`` of what the message opens with, if its terms count; (0, 0) without one.
     first           the same whether they count or not, if it is meant for whoever answers.
     asks            the terms that ask; of the opening or of the question's paragraph.
     last            the question stands at the end of its message, and not in front of a text.
+    questions       the terms of each question, where several are asked that stand by themselves; else empty.
+    about           it is asked about what stands in front of it, whose terms count, too.
     """
 
     terms: npt.NDArray[np.int64]
     weights: npt.NDArray[np.float32]
     start: int
     end: int
-    opening: tuple[int, int]
-    first: tuple[int, int]
+    opening: Range
+    first: Range
     asks: slice
     last: bool
+    questions: tuple[slice, ...] = ()
+    about: bool = False
 
     @staticmethod
     def of(tokens: npt.NDArray[np.uint32], message: Message, decode: Decode, max_terms: int) -> "Asking":
@@ -51,50 +59,70 @@ class Asking:
 
         max_terms: at most this many tokens of a paragraph, from its end, and as many of an opening.
         """
-        closing, shown, doubted = _closing(tokens, message, decode, max_terms)
-        parts = [tokens[part.start : part.end] for part in (closing, *doubted)]
-        last = np.concatenate(parts)
-        first, stop = _opening(tokens, message, shown.start, decode)
-        opening = tokens[first : min(stop, first + max_terms)]
-        opened = (first, first + len(opening)) if len(opening) else (0, 0)
-        text = decode(opening.tolist())
-        line = opened if introduces(text) else (0, 0)
+        line = _first_line(tokens, message, message.end, decode)
+        opens = decode(tokens[slice(*line)].tolist())
+        closing = Closing.of(
+            tokens, message, decode, max_terms, opening_asks=requests(opens) and not says_how(opens)
+        )
+        if line[1] > closing.start:
+            line = _first_line(tokens, message, closing.start, decode)
+        labelled = _labelled(tokens, message, closing, decode)
+        start, stop = labelled if labelled[1] else line
+        opening = (start, min(stop, start + max_terms))
+        text = decode(tokens[slice(*opening)].tolist())
+        first = (message.start, stop) if labelled[1] else opening if introduces(text) else (0, 0)
+        in_front = bool(labelled[1]) or (stop > 0 and _is_document(closing, message, text))
         # Where the end asks, the first line counts only if it reads like an instruction: else it is the text's title.
-        if "?" in closing.text and not text.rstrip().endswith((":", "?")):
-            opening, opened = opening[:0], (0, 0)
-        weights = np.ones(len(opening) + len(last), dtype=np.float32)
-        minor, major = weights[: len(opening)], weights[len(opening) :]
-        major[len(parts[0]) :] = _DOUBTED * min(1.0, len(parts[0]) / max(1, len(last) - len(parts[0])))
-        asks = slice(len(opening) + closing.sentence - closing.start, len(opening) + len(parts[0]))
-        behind = True
-        if len(opening) and _is_document(closing, message, text):
-            minor, major, asks, behind = major, minor, slice(0, len(opening)), False
-        elif not closing.whole:
-            # The question ends a long paragraph: what stands before its sentence is rather text than question.
-            before = closing.sentence - closing.start
-            major[:before] = minor_weight(before, len(parts[0]) - before)
-        for start, stop in closing.how:
-            major[start:stop] = np.minimum(major[start:stop], _HOW)
-        # Behind a text that says how to answer, what asks may be its last line as well as the message's first.
-        minor[:] = 1 if behind and closing.end < shown.end else minor_weight(len(minor), len(major))
-        terms = np.concatenate([opening, last]).astype(np.int64)
-        return Asking(terms, weights, shown.start, shown.end, opened, line, asks, behind)
+        if not in_front and "?" in closing.asks.text and not text.rstrip().endswith((":", "?")):
+            opening = (0, 0)
+        beside = [(part.start, part.end) for part in closing.beside]
+        parts = [opening, (closing.asks.start, closing.asks.end), *beside]
+        sizes = [stop - start for start, stop in parts]
+        weights = _weights(closing, sizes, in_front)
+        where = dict(zip(parts, np.cumsum([0, *sizes]).tolist(), strict=False))
+        asking = closing.asks.asking
+        asks = slice(0, sizes[0]) if in_front else _among(where, (asking.start, closing.asks.end))
+        return Asking(
+            np.concatenate([tokens[slice(*part)] for part in parts]).astype(np.int64),
+            np.concatenate(weights),
+            closing.start,
+            closing.end,
+            opening,
+            first,
+            asks,
+            not in_front,
+            () if in_front else tuple(_among(where, question) for question in closing.questions),
+            closing.about and not in_front,
+        )
 
 
-@dataclass(frozen=True)
-class _Paragraph:
-    """Tokens ``[start, end)``; ``whole``: nothing of it was cut off.
+def _weights(closing: Closing, sizes: Sequence[int], in_front: bool) -> list[npt.NDArray[np.float32]]:
+    """What the terms of the opening, of the paragraph that asks and of each that stands beside it count."""
+    opening, asks, *_ = weights = [np.ones(size, dtype=np.float32) for size in sizes]
+    closes = sum(sizes[1:])
+    if in_front:
+        for part in weights[1:]:
+            part[:] = minor_weight(closes, sizes[0])
+        return weights
+    # Behind a text that says how to answer, what asks may be its last line as well as the message's first.
+    opening[:] = 1 if closing.asks.end < closing.end else minor_weight(sizes[0], closes)
+    paragraph = closing.asks
+    if not paragraph.whole:
+        # The question ends a long paragraph: what stands before its sentence is rather text than question.
+        before = paragraph.asking.start - paragraph.start
+        asks[:before] = minor_weight(before, sizes[1] - before)
+    for how in paragraph.how:
+        asks[how.start - paragraph.start : how.end - paragraph.start] = _HOW
+    for part, beside in zip(weights[2:], closing.beside, strict=True):
+        part[:] = beside.weight
+    return weights
 
-    sentence  where the last of its sentences starts that asks, as far as can be told.
-    how       those that say how to answer, from its start, where others do not.
-    """
 
-    start: int
-    sentence: int
-    end: int
-    whole: bool
-    text: str = ""
-    how: tuple[tuple[int, int], ...] = ()
+def _among(where: Mapping[Range, int], tokens: Range) -> slice:
+    """Which terms the tokens of a part are; ``where``: at which of the terms each part begins."""
+    part = next(part for part in where if part[0] <= tokens[0] and tokens[1] <= part[1])
+    begin = where[part] - part[0]
+    return slice(begin + tokens[0], begin + tokens[1])
 
 
 def minor_weight(count: int, of: int) -> float:
@@ -102,98 +130,14 @@ def minor_weight(count: int, of: int) -> float:
     return _MINOR_WEIGHT * min(1.0, of / count) if count else 0.0
 
 
-def _is_document(closing: _Paragraph, message: Message, first: str) -> bool:
+def _is_document(closing: Closing, message: Message, first: str) -> bool:
     """The last paragraph asks nothing and the first seems to: question before document."""
-    if "?" in closing.text or message.end - message.start <= _LONG_MESSAGE:
+    if "?" in closing.asks.text or message.end - message.start <= _LONG_MESSAGE:
         return False
-    return "?" in first or not closing.whole
+    return "?" in first or not closing.asks.whole
 
 
-def _closing(
-    tokens: npt.NDArray[np.uint32], message: Message, decode: Decode, max_terms: int
-) -> tuple[_Paragraph, _Paragraph, list[_Paragraph]]:
-    """The paragraph at the end of a message that asks; all that must be shown with it; and what may ask, too."""
-    found: list[_Paragraph] = []
-    for paragraph in _paragraphs(tokens, message, decode, max_terms):
-        found.append(paragraph)
-        if not says_how(paragraph.text):
-            break
-    if not found:
-        nothing = _Paragraph(message.end, message.end, message.end, True)
-        return nothing, nothing, []
-    last, asking = found[0], found[-1]
-    if len(found) > 1 and not (asking.whole and requests(asking.text)):
-        # What stands in front is the text: it says how to answer, and what is asked if anything is.
-        asking = last
-        found = [last]
-    doubted: list[_Paragraph] = []
-    start = asking.start
-    ahead = _paragraphs(tokens, Message(message.role, message.start, asking.start, message.opened), decode, max_terms)
-    for paragraph in islice(ahead, _RULES):
-        if not paragraph.whole:
-            break
-        if not says_how(paragraph.text):
-            if "?" in paragraph.text and "?" not in asking.text:
-                doubted.append(paragraph)
-                start = paragraph.start
-            break
-        start = paragraph.start
-    return asking, _Paragraph(start, start, last.end, True), doubted
-
-
-def _paragraphs(
-    tokens: npt.NDArray[np.uint32], message: Message, decode: Decode, max_terms: int
-) -> Iterator[_Paragraph]:
-    """The lines of a message that have words enough, the last one first, each at most ``max_terms`` tokens of its end.
-
-    One without words enough belongs to the one behind it.
-    """
-    low = max(message.start, message.end - _CLOSING_LOOK)
-    texts = [decode([token]) for token in tokens[low : message.end].tolist()]
-    stop = len(texts)
-    while stop:
-        worded = [i for i in range(stop) if has_word(texts[i])]
-        if not worded:
-            return
-        end = worded[-1] + 1
-        while end < stop and texts[end].strip():
-            end += 1  # marks after the last word, such as "?"
-        begin, words = 0, 0
-        for i in range(end - 1, -1, -1):
-            before, newline, after = texts[i].rpartition("\n")
-            words += has_word(after)
-            if newline and words >= _MIN_WORDS:
-                begin = i if has_word(after) else i + 1
-                break
-            words += bool(newline) and has_word(before)
-        whole = end - begin <= max_terms and (begin > 0 or low == message.start)
-        first = max(begin, end - max_terms)
-        sentences = list(_sentences(texts[first:end]))
-        how = [(start, stop) for start, stop in sentences if says_how("".join(texts[first + start : first + stop]))]
-        sentence = max((span for span in sentences if span not in how), default=sentences[-1])
-        yield _Paragraph(
-            low + first,
-            low + first + sentence[0],
-            low + end,
-            whole,
-            decode(tokens[low + first : low + end].tolist()),
-            tuple(how) if len(how) < len(sentences) else (),
-        )
-        stop = begin
-
-
-def _sentences(texts: list[str]) -> Iterator[tuple[int, int]]:
-    """The sentences ``[start, stop)`` of a paragraph's tokens, in their order, each with words enough."""
-    spans, stop, words = [], len(texts), 0
-    for i in range(len(texts) - 1, -1, -1):
-        words += has_word(texts[i])
-        if i == 0 or (words >= _MIN_WORDS and texts[i - 1].rstrip().endswith((".", "?", "!"))):
-            spans.append((i, stop))
-            stop, words = i, 0
-    return reversed(spans)
-
-
-def _opening(tokens: npt.NDArray[np.uint32], message: Message, before: int, decode: Decode) -> tuple[int, int]:
+def _first_line(tokens: npt.NDArray[np.uint32], message: Message, before: int, decode: Decode) -> Range:
     """``[start, stop)`` of the message's first line if it is short enough to be an instruction, else nothing."""
     if not message.opened:
         return (0, 0)
@@ -207,3 +151,21 @@ def _opening(tokens: npt.NDArray[np.uint32], message: Message, before: int, deco
             short = len(line) <= _OPENING_PLAIN or "?" in decode(line.tolist())
             return (start, start + len(line)) if short else (0, 0)
     return (0, 0)
+
+
+def _labelled(tokens: npt.NDArray[np.uint32], message: Message, closing: Closing, decode: Decode) -> Range:
+    """``[start, stop)`` of a line near the message's start that is called the question, if its end asks nothing."""
+    end = closing.asks.text
+    if not message.opened or _LABEL.search(end) or (requests(end) and not _ANSWER.search(end)):
+        return (0, 0)
+    low = message.start
+    texts = [decode([token]) for token in tokens[low : min(closing.asks.start, low + _LABELLED_LOOK)].tolist()]
+    ends = np.cumsum([len(text) for text in texts])
+    found = _LABEL.search("".join(texts))
+    if found is None:
+        return (0, 0)
+    newline = "".join(texts).find("\n", found.end())
+    if newline < 0:
+        return (0, 0)
+    start, stop = np.searchsorted(ends, [found.end(), newline], side="right").tolist()
+    return low + start, low + stop

@@ -121,7 +121,9 @@ class Focus:
         if query.overview:
             return Scored(len(tokens), query, self._spread_out(tokens, query), anywhere=True)
         joined = self._joined(tokens)
-        utility, whole, anywhere = self._utility(tokens, query, joined)
+        each = [self._utility(tokens, question, joined) for question in query.questions or (query,)]
+        utility = np.max([utility for utility, _, _ in each], axis=0)
+        whole, anywhere = all(whole for _, whole, _ in each), all(anywhere for _, _, anywhere in each)
         doing = query.doing(tokens)
         if doing is not None:
             utility = self._beside(tokens, utility, doing, query.terms, joined)

@@ -57,6 +57,7 @@ class Query:
     step            the call of a tool that ``result`` answers, or its end; (0, 0) without one.
     own             what else the conversation says of what is asked, which is no evidence for it.
     beside          what of the conversation must be shown for the question to be understood, the first before the rest.
+    questions       where several are asked that stand by themselves: each of them, to be looked for by itself.
     """
 
     terms: npt.NDArray[np.int64]
@@ -78,6 +79,7 @@ class Query:
     step: Range = (0, 0)
     own: tuple[Range, ...] = ()
     beside: tuple[Range, ...] = ()
+    questions: tuple["Query", ...] = ()
 
     def blank(self, values: npt.NDArray[Any]) -> None:
         """Set ``values`` ``[≥ end]``, one a token, to -1 where the prompt itself asks: it is no evidence for itself."""
@@ -125,7 +127,9 @@ class Query:
 
     def _plain(self, terms: npt.NDArray[np.int64], weights: npt.NDArray[np.float32]) -> "Query":
         """Other terms in the same prompt, of which nothing is known but that they are looked for."""
-        return replace(self, terms=terms, weights=weights, leans_on=None, now=False, many=False, alternatives=())
+        return replace(
+            self, terms=terms, weights=weights, leans_on=None, now=False, many=False, alternatives=(), questions=()
+        )
 
 
 def find_query(
@@ -163,9 +167,19 @@ def find_query(
         instructions=instructions,
         beside=(asked.first,) if asked.first[1] else (),
     )
-    if not listed and not query.overview and leans_on_before(text):
+    if not listed and not query.overview and not asked.about and leans_on_before(text):
         query = _leaning(query, tokens, talk, decode, max_terms)
-    return _working(query, talk, for_end) if talk.results else query
+    if talk.results:
+        query = _working(query, talk, for_end)
+    return replace(query, questions=tuple(_one(query, question, decode) for question in asked.questions))
+
+
+def _one(query: Query, question: slice, decode: Decode) -> Query:
+    """One of the questions of ``query``, whose terms are ``question``."""
+    terms = query.terms[question]
+    text = decode(terms.tolist())
+    one = query._plain(terms, query.weights[question])
+    return replace(one, now=asks_for_now(text), many=asks_for_many(text))
 
 
 def _reading(talk: Conversation, asked: Asking, instructions: int) -> Range:

@@ -1,0 +1,110 @@
+"""The paragraphs at the end of a message, the last one first, as far as a question may stand."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from megacontext_vllm.focus.how_to_answer import says_how
+from megacontext_vllm.focus.messages import Decode, Message, has_word
+
+_LOOK = 512  # tokens at the end, decoded one by one
+_MIN_WORDS = 3
+_EMPTY_LINE = re.compile(r"\n[^\S\n]*\n\s*$")
+
+class Sentence(NamedTuple):
+    """Tokens ``[start, end)`` of the prompt, their ``text``, and whether it says how to answer."""
+
+    start: int
+    end: int
+    text: str
+    how: bool
+
+
+@dataclass(frozen=True)
+class Paragraph:
+    """Tokens ``[start, end)`` of the prompt, and their ``text``.
+
+    whole      nothing of it was cut off.
+    sentences  all of it, in their order.
+    apart      an empty line stands in front of it, or nothing.
+    """
+
+    start: int
+    end: int
+    whole: bool = True
+    text: str = ""
+    sentences: tuple[Sentence, ...] = ()
+    apart: bool = True
+
+    @property
+    def asking(self) -> Sentence:
+        """The last of its sentences that may ask."""
+        last = Sentence(self.start, self.end, self.text, how=False)
+        others = [sentence for sentence in self.sentences if not sentence.how]
+        return (others or list(self.sentences) or [last])[-1]
+
+    @property
+    def how(self) -> list[Sentence]:
+        """Those of its sentences that say how to answer, where others do not."""
+        how = [sentence for sentence in self.sentences if sentence.how]
+        return how if len(how) < len(self.sentences) else []
+
+
+def paragraphs(
+    tokens: npt.NDArray[np.uint32], message: Message, decode: Decode, max_terms: int
+) -> Iterator[Paragraph]:
+    """The lines of ``message`` that have words enough, the last one first; of each ``max_terms`` tokens at its end.
+
+    One without words enough belongs to the one behind it.
+    """
+    low = max(message.start, message.end - _LOOK)
+    texts = [decode([token]) for token in tokens[low : message.end].tolist()]
+    stop = len(texts)
+    while stop:
+        worded = [i for i in range(stop) if has_word(texts[i])]
+        if not worded:
+            return
+        end = worded[-1] + 1
+        while end < stop and texts[end].strip():
+            end += 1  # marks after the last word, such as "?"
+        begin, words = 0, 0
+        for i in range(end - 1, -1, -1):
+            before, newline, after = texts[i].rpartition("\n")
+            words += has_word(after)
+            if newline and words >= _MIN_WORDS:
+                begin = i if has_word(after) else i + 1
+                break
+            words += bool(newline) and has_word(before)
+        whole = end - begin <= max_terms and (begin > 0 or low == message.start)
+        first = max(begin, end - max_terms)
+        yield Paragraph(
+            low + first,
+            low + end,
+            whole,
+            decode(tokens[low + first : low + end].tolist()),
+            tuple(_sentences(texts[first:end], low + first)),
+            not begin or _EMPTY_LINE.search(_in_front(texts, begin)) is not None,
+        )
+        stop = begin
+
+
+def _in_front(texts: list[str], begin: int) -> str:
+    """What stands between the line that begins in this token and the one before."""
+    inside = texts[begin]
+    return "".join(texts[max(0, begin - 4) : begin]) + inside[: len(inside) - len(inside.lstrip())]
+
+
+def _sentences(texts: list[str], start: int) -> Iterator[Sentence]:
+    """Of a paragraph's tokens, from ``start`` on, in their order, each with words enough."""
+    spans, stop, words = [], len(texts), 0
+    for i in range(len(texts) - 1, -1, -1):
+        words += has_word(texts[i])
+        if i == 0 or (words >= _MIN_WORDS and texts[i - 1].rstrip().endswith((".", "?", "!"))):
+            text = "".join(texts[i:stop])
+            spans.append(Sentence(start + i, start + stop, text, says_how(text)))
+            stop, words = i, 0
+    return reversed(spans)
