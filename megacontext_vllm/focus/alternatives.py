@@ -15,7 +15,6 @@ from megacontext_vllm.focus.neighbours import apart
 from megacontext_vllm.focus.query import Query
 from megacontext_vllm.focus.spelling import Joined, Spelling, word_hash
 from megacontext_vllm.focus.stop_words import STOP_WORDS
-from megacontext_vllm.focus.word_forms import other_forms
 from megacontext_vllm.tree.nodes import BLOCK
 
 _FEW = 3
@@ -63,7 +62,21 @@ def _again(places: npt.NDArray[np.intp]) -> bool:
 def _words(text: str) -> list[list[int]]:
     """The hashes of the forms of each of the words of one alternative that say something."""
     words = [word for word in _WORD.findall(text.casefold()) if word not in STOP_WORDS]
-    return [[key for form in (word, *other_forms(word)) if (key := word_hash(form))] for word in words]
+    return [[key for form in _forms(word) if (key := word_hash(form))] for word in words]
+
+
+def _forms(word: str) -> set[str]:
+    """A word, and what may be its singular or plural: one in the question, the other in the text.
+
+    Not its other forms (word_forms.py): whoever speaks of something gilded need not speak of gilding.
+    """
+    forms = {word, word + "s", word + "es"}
+    if word.endswith("y"):
+        forms.add(word[:-1] + "ies")
+    for ending, singular in (("ies", "y"), ("es", ""), ("s", "")):
+        if word.endswith(ending):
+            forms.add(word.removesuffix(ending) + singular)
+    return forms - {""}
 
 
 def _places(words: Sequence[npt.NDArray[np.intp]]) -> npt.NDArray[np.intp]:
