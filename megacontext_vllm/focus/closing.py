@@ -80,9 +80,11 @@ class Closing:
         more = _more_questions(asks, ahead)
         ahead = ahead[len(more) :]
         questions = _one_by_one([*reversed(more), asks])
-        about = [] if questions else _about(asks, ahead, message)
+        about = [] if more or questions else _about(asks, ahead, message)
         ahead = ahead[len(about) :]
-        doubted = _doubted(asks, ahead) or ([] if at == 0 or about else _wish(ahead))
+        doubted = _doubted(asks, ahead)
+        told_how = at > 0 or ("\n" in asks.text and says_how(asks.text.rpartition("\n")[2]))
+        wish = _wish(ahead) if told_how and not (opening_asks or about or doubted) else []
         may_ask = [paragraph for paragraph in doubted if not says_how(paragraph.text)]
         own = 1.0 if points_only(asks.text) else _DOUBTED * _share(asks, about)
         beside = (
@@ -90,8 +92,9 @@ class Closing:
             *Beside.all(more, 1.0),
             *Beside.all(about, own),
             *Beside.all(may_ask, _DOUBTED * _share(asks, may_ask)),
+            *Beside.all(wish, 1.0),
         )
-        first = [asks, *more, *about, *doubted][-1]
+        first = [asks, *more, *about, *doubted, *wish][-1]
         told = _size(about) >= _ENOUGH or any(names(paragraph.text) for paragraph in about)
         return Closing(asks, first.start, found[0].end, beside, questions, about=told)
 

@@ -152,6 +152,38 @@ def test_how_to_answer_is_shown_and_not_looked_for(
     assert OFFICE in shown(focus, tokenizer, [("user", f"{document}\n\n{told}")], window=1024)
 
 
+HUB = "You are an assistant for question-answering tasks. Use the following pieces of retrieved context to answer."
+ERROR = 'Traceback (most recent call last):\n  File "run.py", line 12, in <module>\nWrongMaster: Amos Reed of Elm Quay'
+
+
+@pytest.mark.parametrize(
+    ("asked", "seen_too"),
+    [
+        (f"{HUB}\nQuestion: {WHO} \nContext: {{document}} \nAnswer:", f"Question: {WHO}"),
+        (f"{{document}}\n\n{WHO}\nA) Jonas Carver\nB) Amos Reed\nC) Orin Merrow\nAnswer with a letter.", "Jonas"),
+        ("{document}\n\nHarbour master of Elm Quay\n\nAnswer in one sentence.", "Harbour master of Elm Quay\n"),
+        (f"{{document}}\n\n{ERROR}\n\nWhy does this fail?", ERROR),
+        (f"{{document}}\n\nWhy does this fail?\n\n{ERROR}", f"fail?\n\n{ERROR}"),
+        ("{document}\n\nI need the harbour master of Elm Quay.\n\nOne line will do.\n\nThank you!", "I need the"),
+    ],
+    ids=["labelled", "choice", "no question", "in front", "behind", "a wish"],
+)
+def test_what_is_asked_in_other_ways(
+    focus: Focus, tokenizer: PreTrainedTokenizerBase, document: str, asked: str, seen_too: str
+) -> None:
+    seen = shown(focus, tokenizer, [("user", asked.format(document=document))])
+    assert OFFICE in seen and seen_too in seen
+
+
+@pytest.mark.parametrize("between", ["\n", " "])
+def test_each_of_two_questions_finds_what_answers_it(
+    focus: Focus, tokenizer: PreTrainedTokenizerBase, document: str, between: str
+) -> None:
+    other = "Which number did Petra Merrow write in the ledger?"
+    seen = shown(focus, tokenizer, [("user", f"{document}\n\n{WHO}{between}{other}")])
+    assert OFFICE in seen and wrote("Petra Merrow") in seen and WHO in seen and other in seen
+
+
 def test_a_tool_that_returned_nothing_leaves_the_question_shown(
     focus: Focus, tokenizer: PreTrainedTokenizerBase, document: str
 ) -> None:
