@@ -112,7 +112,9 @@ def _asking(found: Sequence[Paragraph], opening_asks: bool) -> int:
     """Which of ``found``, the last one first, asks: the last that neither says how to answer nor offers answers."""
     texts = [paragraph.text for paragraph in found]
     behind = [*takewhile(lambda text: is_option(text) or says_how(text) or is_rule(text), texts)]
-    options = any(map(is_option, behind))
+    options = sum(map(is_option, behind))
+    if options == 1 or (options and opening_asks):
+        return 0
     if len(behind) == len(found) or not (options or any(map(says_how, behind))):
         return 0  # a list of what to do, of which nothing says how to answer, is the end of a text
     at = len(behind)

@@ -44,7 +44,7 @@ _INTRODUCES = re.compile(
 )
 _ITEM = re.compile(r"\s*(?:[-*•+]|\d{1,2}[.)])\s")
 _RULE = re.compile(_ITEM.pattern + _TELLS.pattern, re.IGNORECASE)
-_OPTION = re.compile(r"\W{0,3}\(?(?:[A-Ha-h]|[1-9])\s?[).:]\s*\S")
+_OPTION = re.compile(r"\W{0,3}\(?(?:[A-Ha-h]|[1-9])\s?(?:[):]|\.(?=\s))\s*\S")
 _WISHES = re.compile(
     r"\b(?:i|we)\s+(?:need|want|wish|would\s+like|have\s+to|(?:am|are)\s+looking)\b|\b(?:i|we)['’](?:d\s+like|m\s+looking|re\s+looking)\b"
     r"|\b(?:can|could|would)\s+you\b|\bplease\b",

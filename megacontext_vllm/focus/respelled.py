@@ -117,7 +117,8 @@ def _words(spelling: Spelling, terms: npt.NDArray[np.int64], slots: npt.NDArray[
         if max(cut) >= 0:
             found.setdefault(key, _Word(cut, form=False))
             word = spelling.text(terms[start : start + len(cut)])
-            for form in other_forms(word) if word.islower() else ():  # a name has none
+            before = spelling.text(terms[max(0, start - 2) : start])
+            for form in other_forms(word, before) if word.islower() else ():  # a name has none
                 forms.setdefault(word_hash(form), _Word(cut, form=True))
     return forms | found
 

@@ -5,6 +5,7 @@ for every word of a history, which would have to be made for each, the few words
 forms, and those are looked for.
 """
 
+import re
 from collections.abc import Iterator
 
 from megacontext_vllm.focus.stop_words import STOP_WORDS
@@ -14,6 +15,7 @@ _SHORTEST = 3  # letters of a word that has other forms by rule: of "as" or "his
 _ENDINGS = (("ies", "y"), ("ied", "y"), ("es", ""), ("s", ""), ("ed", ""), ("ed", "e"), ("ing", ""), ("ing", "e"))
 _VOWELS = frozenset("aeiouy")
 _ALONE = "evening evenings news lens series species means during united being nothing something anything everything"
+_THE = re.compile(r"\b(?:the|an?|this|that|my|your|his|her|its|our|their)\s*$", re.IGNORECASE)
 _WHOLE = frozenset(_ALONE.split())
 """They end like a form of another word, and are none."""
 _IRREGULAR = """
@@ -49,11 +51,15 @@ for _listed in map(str.split, _IRREGULAR.split(",")):
 
 
 
-def other_forms(word: str) -> set[str]:
+def other_forms(word: str, before: str = "") -> set[str]:
     """What ``word``, in lower case, may be in a text besides; no stop word, and not itself.
+
+    before  the text in front of it: "the finding" is a thing, and no form of "found".
 
     No claim that each exists: "informations" costs nothing.
     """
+    if word.endswith("ing") and _THE.search(before):
+        return {word + "s"}
     forms = set(_FAMILIES.get(word, ()))
     if not forms and len(word) >= _SHORTEST:
         for base in (word, *_bases(word)):

@@ -32,3 +32,8 @@ def test_words_that_only_look_alike_are_none(word: str, other: str) -> None:
 def test_neither_the_word_itself_nor_what_says_nothing_is_among_them() -> None:
     for word in ("do", "was", "need", "having", "men", "as", "his", "us", "go"):
         assert word not in other_forms(word) and not STOP_WORDS & other_forms(word)
+
+
+def test_a_thing_is_no_form_of_a_verb() -> None:
+    assert other_forms("finding", "What is the") == {"findings"}
+    assert "found" in other_forms("finding", "Who was") and "wrote" in other_forms("writing", "breathe")
