@@ -22,9 +22,8 @@ _MIN_WORDS = 3
 _MINOR_WEIGHT = 0.25
 _HOW = 0.05
 _LABEL = re.compile(
-    r"^\W*(?:(?:user|my|the)\s+)?(?:question|query|request|task|input)\s*:\W*(?=\w)", re.IGNORECASE | re.MULTILINE
+    r"^\W*(?:(?:user|my|the)\s+)?(?:question|query|instruction)\s*:\W*(?=\w)", re.IGNORECASE | re.MULTILINE
 )
-_ANSWER = re.compile(r"\b(?:answer|response|reply|output|solution)\W*:\W*$", re.IGNORECASE)
 
 Range = tuple[int, int]
 """Tokens ``[start, stop)`` of the prompt."""
@@ -39,7 +38,7 @@ class Asking:
     asks            the terms that ask; of the opening or of the question's paragraph.
     last            the question stands at the end of its message, and not in front of a text.
     questions       the terms of each question, where several are asked that stand by themselves; else empty.
-    about           it is asked about what stands in front of it, whose terms count, too.
+    about           ``[start, stop)`` of those that are only what it may be asked about; mostly none.
     """
 
     terms: npt.NDArray[np.int64]
@@ -51,7 +50,7 @@ class Asking:
     asks: slice
     last: bool
     questions: tuple[slice, ...] = ()
-    about: bool = False
+    about: Range = (0, 0)
 
     @staticmethod
     def of(tokens: npt.NDArray[np.uint32], message: Message, decode: Decode, max_terms: int) -> "Asking":
@@ -92,7 +91,7 @@ class Asking:
             asks,
             not in_front,
             () if in_front else tuple(_among(where, question) for question in closing.questions),
-            closing.about and not in_front,
+            (0, 0) if in_front else (sum(sizes[:2]), sum(sizes[: 2 + closing.about])),
         )
 
 
@@ -156,7 +155,7 @@ def _first_line(tokens: npt.NDArray[np.uint32], message: Message, before: int, d
 def _labelled(tokens: npt.NDArray[np.uint32], message: Message, closing: Closing, decode: Decode) -> Range:
     """``[start, stop)`` of a line near the message's start that is called the question, if its end asks nothing."""
     end = closing.asks.text
-    if not message.opened or _LABEL.search(end) or (requests(end) and not _ANSWER.search(end)):
+    if not message.opened or _LABEL.search(end) or requests(end):
         return (0, 0)
     low = message.start
     texts = [decode([token]) for token in tokens[low : min(closing.asks.start, low + _LABELLED_LOOK)].tolist()]

@@ -6,8 +6,8 @@
     Where does he live?            another           Answer briefly.                       how
     Answer in one sentence.        how
 
-Nothing marks where a document ends and the question begins. So little is taken along, and what is asked about only
-where the question by itself has nothing to be looked for.
+Nothing marks where a document ends and the question begins. So little is taken along; and "Why does this fail?" is
+looked for with what stands in front of it, and without: that may be the end of a document that tells of a failure.
 """
 
 from collections.abc import Sequence
@@ -18,16 +18,25 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from megacontext_vllm.focus.follow_up import leans_on_before, names, points_only
-from megacontext_vllm.focus.how_to_answer import is_option, is_rule, requests, says_how, wishes
+from megacontext_vllm.focus.follow_up import leans_on_before, points_only
+from megacontext_vllm.focus.how_to_answer import (
+    continues,
+    is_item,
+    is_option,
+    is_rule,
+    own_words,
+    requests,
+    says_how,
+    wishes,
+)
 from megacontext_vllm.focus.messages import Decode, Message
 from megacontext_vllm.focus.paragraphs import Paragraph, paragraphs
 
 _RULES = 6  # paragraphs in front of the question that say how to answer it
 _FURTHER = 3  # paragraphs among which somebody may say what he wants
 _DOUBTED = 0.5  # what a question counts that stands in front of what may be a request, or how to answer it
-_OPTION = 0.25  # one of several answers is right
 _MOST = 4  # questions that are looked for one by one
+_HEADING = 24  # tokens of a line over questions
 _ABOUT = 96  # tokens that "Why does this fail?" is asked about
 _ENOUGH = 12  # of them; less is a heading, or "I get this error:", and belongs to what stands in front of it
 
@@ -53,7 +62,7 @@ class Closing:
     start, end  it and all that belongs to it, which must be shown.
     beside      what else may ask or is asked about.
     questions   where there are several that stand by themselves, the tokens of each, in their order; else empty.
-    about       it is asked about what stands in front of it in its message.
+    about       how many of ``beside``, the first ones, are what it is asked about, if it only points at that.
     """
 
     asks: Paragraph
@@ -61,7 +70,7 @@ class Closing:
     end: int
     beside: tuple[Beside, ...] = ()
     questions: tuple[Range, ...] = ()
-    about: bool = False
+    about: int = 0
 
     @staticmethod
     def of(
@@ -78,25 +87,23 @@ class Closing:
         at = _asking(found, opening_asks)
         asks, ahead = found[at], found[at + 1 :]
         more = _more_questions(asks, ahead)
-        ahead = ahead[len(more) :]
         questions = _one_by_one([*reversed(more), asks])
-        about = [] if more or questions else _about(asks, ahead, message)
-        ahead = ahead[len(about) :]
-        doubted = _doubted(asks, ahead)
+        about = [] if more else _about(asks, ahead, message)
+        ahead = ahead[len(more) + len(about) :]
+        doubted = _doubted(asks, ahead) or ([] if more or about else _above(asks, ahead))
         told_how = at > 0 or ("\n" in asks.text and says_how(asks.text.rpartition("\n")[2]))
         wish = _wish(ahead) if told_how and not (opening_asks or about or doubted) else []
         may_ask = [paragraph for paragraph in doubted if not says_how(paragraph.text)]
         own = 1.0 if points_only(asks.text) else _DOUBTED * _share(asks, about)
         beside = (
-            *Beside.all([paragraph for paragraph in found[:at] if is_option(paragraph.text)], _OPTION),
-            *Beside.all(more, 1.0),
             *Beside.all(about, own),
+            *Beside.all([paragraph for paragraph in found[:at] if _has_words(paragraph.text)], 1.0),
+            *Beside.all(more, 1.0),
             *Beside.all(may_ask, _DOUBTED * _share(asks, may_ask)),
             *Beside.all(wish, 1.0),
         )
         first = [asks, *more, *about, *doubted, *wish][-1]
-        told = _size(about) >= _ENOUGH or any(names(paragraph.text) for paragraph in about)
-        return Closing(asks, first.start, found[0].end, beside, questions, about=told)
+        return Closing(asks, first.start, found[0].end, beside, questions, len(about))
 
 
 def _size(found: Sequence[Paragraph]) -> int:
@@ -108,6 +115,11 @@ def _share(asks: Paragraph, others: Sequence[Paragraph]) -> float:
     return min(1.0, (asks.end - asks.start) / max(1, _size(others)))
 
 
+def _has_words(text: str) -> bool:
+    """Whether what offers an answer, or may be a rule, has words to be looked for."""
+    return is_option(text) or (is_rule(text) and len(own_words(text)) > 1)
+
+
 def _asking(found: Sequence[Paragraph], opening_asks: bool) -> int:
     """Which of ``found``, the last one first, asks: the last that neither says how to answer nor offers answers."""
     texts = [paragraph.text for paragraph in found]
@@ -115,22 +127,36 @@ def _asking(found: Sequence[Paragraph], opening_asks: bool) -> int:
     options = sum(map(is_option, behind))
     if options == 1 or (options and opening_asks):
         return 0
-    if len(behind) == len(found) or not (options or any(map(says_how, behind))):
+    if not (options or any(map(says_how, behind))):
         return 0  # a list of what to do, of which nothing says how to answer, is the end of a text
     at = len(behind)
-    asks = found[at]
-    if asks.whole and requests(asks.text):
+    if at < len(found) and found[at].whole and requests(texts[at]):
         return at
+    # One of the rules may be what is wanted: "Show the master of Elm Quay", above "Keep it short".
+    wanted = [i for i, text in enumerate(behind) if not is_option(text) and _has_words(text)]
+    if wanted and not opening_asks:
+        return wanted[-1]
     # It is what somebody wants in his own words, or the end of a document in front of which he has asked.
-    return 0 if options or opening_asks or not asks.whole else at
+    return 0 if at == len(found) or options or opening_asks or not found[at].whole else at
 
 
 def _more_questions(asks: Paragraph, ahead: Sequence[Paragraph]) -> list[Paragraph]:
-    """The questions that stand directly above one, the last one first."""
+    """The questions that stand directly above one, the last one first, and a line that is put over them."""
     below = [asks, *ahead]
     pairs = zip(ahead, below, strict=False)
-    more = takewhile(lambda pair: pair[0].whole and not pair[1].apart and "?" in pair[0].text, pairs)
-    return [paragraph for paragraph, _ in more] if "?" in asks.text else []
+    follow = takewhile(lambda pair: pair[0].whole and _goes_on(*pair) and "?" in pair[0].text, pairs)
+    more = [above for above, _ in follow]
+    if not more or "?" not in asks.text:
+        return []
+    heading = ahead[len(more) : len(more) + 1]
+    if heading and not more[-1].apart and heading[0].whole and _size(heading) <= _HEADING:
+        more += heading
+    return more
+
+
+def _goes_on(above: Paragraph, below: Paragraph) -> bool:
+    """Whether two paragraphs belong to each other, as far as their form says."""
+    return not below.apart or (is_item(above.text) and is_item(below.text)) or continues(below.text)
 
 
 def _one_by_one(asking: Sequence[Paragraph]) -> tuple[Range, ...]:
@@ -168,9 +194,13 @@ def _doubted(asks: Paragraph, ahead: Sequence[Paragraph]) -> list[Paragraph]:
                 found.append(paragraph)
             break
         found.append(paragraph)
-    if found or asks.apart or requests(asks.text):
-        return found
-    # "Why does this fail?", and behind it lines that nobody would call a question.
+    return found
+
+
+def _above(asks: Paragraph, ahead: Sequence[Paragraph]) -> list[Paragraph]:
+    """What stands in front down from "Why does this fail?", where lines follow that nobody would call a question."""
+    if asks.apart or requests(asks.text):
+        return []
     block = [*takewhile(lambda paragraph: not paragraph.apart, ahead)]
     for paragraph in ahead[len(block) : len(block) + 2]:
         block.append(paragraph)

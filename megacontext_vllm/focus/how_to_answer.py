@@ -42,6 +42,7 @@ _INTRODUCES = re.compile(
     r"\W*(?:you\s+(?:are|will)|below|here\s+(?:is|are)|the\s+following|read|translate|use|given|from|based)\b",
     re.IGNORECASE,
 )
+_CONTINUES = re.compile(r"\W*(?:and|also|then|further(?:more)?|besides|second(?:ly)?|finally)\b", re.IGNORECASE)
 _ITEM = re.compile(r"\s*(?:[-*•+]|\d{1,2}[.)])\s")
 _RULE = re.compile(_ITEM.pattern + _TELLS.pattern, re.IGNORECASE)
 _OPTION = re.compile(r"\W{0,3}\(?(?:[A-Ha-h]|[1-9])\s?(?:[):]|\.(?=\s))\s*\S")
@@ -79,17 +80,31 @@ def says_how(paragraph: str) -> bool:
         return True
     if "?" in paragraph and not _POLITE.match(paragraph):
         return False
-    words = {word.casefold() for word in _WORD.findall(paragraph)}
-    other = words - STOP_WORDS - _HOW
+    other = own_words(paragraph)
     if not other:
         return _MANNER.search(paragraph) is not None
     tells = _TELLS.match(paragraph) is not None and _ANSWER.search(paragraph) is not None
     return tells and len(other) == 1 and not names(paragraph)
 
 
+def own_words(text: str) -> set[str]:
+    """The words of ``text``, in lower case, that are to be looked for, as far as can be told."""
+    return {word.casefold() for word in _WORD.findall(text)} - STOP_WORDS - _HOW
+
+
+def continues(paragraph: str) -> bool:
+    """Whether ``paragraph`` begins like one of which another one was said."""
+    return _CONTINUES.match(paragraph) is not None
+
+
+def is_item(paragraph: str) -> bool:
+    """Whether ``paragraph`` is one of a list."""
+    return _ITEM.match(paragraph) is not None
+
+
 def is_rule(paragraph: str) -> bool:
     """Whether ``paragraph``, one of a list of rules, may be a rule, too: it tells somebody what to do."""
-    return "?" not in paragraph and _ITEM.match(paragraph) is not None and _RULE.match(paragraph) is not None
+    return "?" not in paragraph and _RULE.match(paragraph) is not None
 
 
 def is_option(paragraph: str) -> bool:

@@ -5,6 +5,7 @@ die?") takes that one's words along, and its answer's. What a model that is aske
 is looked for beside the question, as what an answer under way speaks of.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy.typing as npt
 
 from megacontext_vllm.focus.asking import Asking
 from megacontext_vllm.focus.conversation import Conversation
-from megacontext_vllm.focus.follow_up import leans_on_before, names
+from megacontext_vllm.focus.follow_up import leans_on_before, names, points_only
 from megacontext_vllm.focus.many import asks_for_many
 from megacontext_vllm.focus.messages import ASSISTANT, Decode, find_messages
 from megacontext_vllm.focus.overview import asks_for_ends, asks_for_overview
@@ -21,6 +22,7 @@ from megacontext_vllm.focus.present import asks_for_now
 from megacontext_vllm.focus.wording import alternatives, asks_for_end, frame, pieces_of
 
 _FRAME_WEIGHT = 0.05  # "... does the text speak about", beside a list: nothing to look for
+_OTHERS = 0.2  # what the other questions count beside one: they may name what it is about
 _RECENT = 64  # tokens of an answer under way
 _BESIDE_NAME, _NO_NAME = 0.1, 0.5
 """What a word of the question before counts, or of its answer: where they have a name, which counts whole, or none."""
@@ -57,7 +59,8 @@ class Query:
     step            the call of a tool that ``result`` answers, or its end; (0, 0) without one.
     own             what else the conversation says of what is asked, which is no evidence for it.
     beside          what of the conversation must be shown for the question to be understood, the first before the rest.
-    questions       where several are asked that stand by themselves: each of them, to be looked for by itself.
+    questions       where several are asked that stand by themselves, or what is asked is doubtful: each, to be looked
+                    for by itself.
     """
 
     terms: npt.NDArray[np.int64]
@@ -167,19 +170,34 @@ def find_query(
         instructions=instructions,
         beside=(asked.first,) if asked.first[1] else (),
     )
-    if not listed and not query.overview and not asked.about and leans_on_before(text):
+    if not listed and not query.overview and (leans_on_before(text) or (talk.before and points_only(text))):
         query = _leaning(query, tokens, talk, decode, max_terms)
     if talk.results:
         query = _working(query, talk, for_end)
-    return replace(query, questions=tuple(_one(query, question, decode) for question in asked.questions))
+    return replace(query, questions=_one_by_one(query, asked.questions, decode) or _without(query, asked.about))
 
 
-def _one(query: Query, question: slice, decode: Decode) -> Query:
-    """One of the questions of ``query``, whose terms are ``question``."""
-    terms = query.terms[question]
-    text = decode(terms.tolist())
-    one = query._plain(terms, query.weights[question])
-    return replace(one, now=asks_for_now(text), many=asks_for_many(text))
+def _without(query: Query, about: Range) -> tuple[Query, ...]:
+    """``query`` with the terms ``about``, and without them."""
+    if about[0] == about[1]:
+        return ()
+    weights = query.weights.copy()
+    weights[slice(*about)] = 0
+    return query, replace(query, weights=weights)
+
+
+def _one_by_one(query: Query, questions: Sequence[slice], decode: Decode) -> tuple[Query, ...]:
+    """Each of the ``questions`` of ``query``, slices of its terms; what is said beside them belongs to each."""
+    found = []
+    for question in questions:
+        weights = query.weights.copy()
+        for other in questions:
+            if other != question:
+                weights[other] *= np.float32(_OTHERS / (len(questions) - 1))
+        text = decode(query.terms[question].tolist())
+        one = query._plain(query.terms, weights)
+        found.append(replace(one, now=asks_for_now(text), many=asks_for_many(text)))
+    return tuple(found)
 
 
 def _reading(talk: Conversation, asked: Asking, instructions: int) -> Range:

@@ -72,7 +72,7 @@ def test_answers_to_choose_from_belong_to_their_question(
 ) -> None:
     read = Read(tokenizer, f"{story}{WHO}\n{OPTIONS}{how}")
     assert read.asks == WHO and read.shown == f"{WHO}\n{OPTIONS}{how}"
-    assert {weight for option, weight in read.beside.items() if option in OPTIONS} == {0.25}
+    assert read.beside == dict.fromkeys(OPTIONS.split("\n"), 1.0)
     # A list that nobody asks about is the end of a text.
     read = Read(tokenizer, f"{story}{OPTIONS}")
     assert read.shown == "C) Orin Merrow of Hale"

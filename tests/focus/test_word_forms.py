@@ -9,11 +9,13 @@ SAME = [
     "write writes writing wrote written", "keep keeps keeping kept", "man men", "child children", "wife wives",
     "employ employs employed employing", "close closes closed closing", "stop stops stopped stopping",
     "marry marries married marrying", "city cities", "box boxes", "number numbers", "die died death",
-    "need needs needed", "agree agrees agreed agreeing",
+    "need needs needed", "show shows showed shown", "live lives lived living", "hope hopes hoped hoping",
+    "agree agrees agreed agreeing",
 ]  # fmt: skip
 OTHER = [
     ("news", "new"), ("evening", "even"), ("glass", "glas"), ("seed", "see"), ("string", "str"), ("bus", "bu"),
     ("united", "unit"), ("mill", "miller"), ("sing", "single"), ("need", "knee"),
+    ("hoping", "hop"), ("cared", "car"), ("stared", "star"), ("rated", "rat"),
 ]  # fmt: skip
 
 
