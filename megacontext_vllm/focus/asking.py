@@ -33,6 +33,7 @@ Range = tuple[int, int]
 class Asking:
     """terms, weights  int64 and float32 [terms]: an opening's tokens, then the question's, and what they count.
     start, end      the question's paragraph and those that belong to it: they must be shown raw.
+    question        where of them the question itself begins.
     opening         ``[start, stop)`` of what the message opens with, if its terms count; (0, 0) without one.
     first           the same whether they count or not, if it is meant for whoever answers.
     asks            the terms that ask; of the opening or of the question's paragraph.
@@ -45,6 +46,7 @@ class Asking:
     weights: npt.NDArray[np.float32]
     start: int
     end: int
+    question: int
     opening: Range
     first: Range
     asks: slice
@@ -86,6 +88,7 @@ class Asking:
             np.concatenate(weights),
             closing.start,
             closing.end,
+            closing.question,
             opening,
             first,
             asks,

@@ -27,13 +27,11 @@ from megacontext_vllm.focus.how_to_answer import (
     own_words,
     requests,
     says_how,
-    wishes,
 )
 from megacontext_vllm.focus.messages import Decode, Message
 from megacontext_vllm.focus.paragraphs import Paragraph, paragraphs
 
 _RULES = 6  # paragraphs in front of the question that say how to answer it
-_FURTHER = 3  # paragraphs among which somebody may say what he wants
 _DOUBTED = 0.5  # what a question counts that stands in front of what may be a request, or how to answer it
 _MOST = 4  # questions that are looked for one by one
 _HEADING = 24  # tokens of a line over questions
@@ -59,7 +57,7 @@ class Beside(NamedTuple):
 @dataclass(frozen=True)
 class Closing:
     """asks    the paragraph that asks.
-    start, end  it and all that belongs to it, which must be shown.
+    start, end  it and all that belongs to it, which must be shown. question: where it begins without ``about``.
     beside      what else may ask or is asked about.
     questions   where there are several that stand by themselves, the tokens of each, in their order; else empty.
     about       how many of ``beside``, the first ones, are what it is asked about, if it only points at that.
@@ -68,6 +66,7 @@ class Closing:
     asks: Paragraph
     start: int
     end: int
+    question: int
     beside: tuple[Beside, ...] = ()
     questions: tuple[Range, ...] = ()
     about: int = 0
@@ -83,27 +82,24 @@ class Closing:
         """
         found = list(paragraphs(tokens, message, decode, max_terms))
         if not found:
-            return Closing(Paragraph(message.end, message.end), message.end, message.end)
+            return Closing(Paragraph(message.end, message.end), message.end, message.end, message.end)
         at = _asking(found, opening_asks)
         asks, ahead = found[at], found[at + 1 :]
         more = _more_questions(asks, ahead)
         questions = _one_by_one([*reversed(more), asks])
-        about = [] if more else _about(asks, ahead, message)
-        ahead = ahead[len(more) + len(about) :]
-        doubted = _doubted(asks, ahead) or ([] if more or about else _above(asks, ahead))
-        told_how = at > 0 or ("\n" in asks.text and says_how(asks.text.rpartition("\n")[2]))
-        wish = _wish(ahead) if told_how and not (opening_asks or about or doubted) else []
+        ahead = ahead[len(more) :]
+        about = [] if questions or opening_asks else _about(asks, ahead)
+        ahead = ahead[len(about) :]
+        doubted = _doubted(asks, ahead)
         may_ask = [paragraph for paragraph in doubted if not says_how(paragraph.text)]
-        own = 1.0 if points_only(asks.text) else _DOUBTED * _share(asks, about)
         beside = (
-            *Beside.all(about, own),
+            *Beside.all(about, 1.0),
             *Beside.all([paragraph for paragraph in found[:at] if _has_words(paragraph.text)], 1.0),
             *Beside.all(more, 1.0),
             *Beside.all(may_ask, _DOUBTED * _share(asks, may_ask)),
-            *Beside.all(wish, 1.0),
         )
-        first = [asks, *more, *about, *doubted, *wish][-1]
-        return Closing(asks, first.start, found[0].end, beside, questions, len(about))
+        first, question = [asks, *more, *about, *doubted][-1], [asks, *more][-1]
+        return Closing(asks, first.start, found[0].end, question.start, beside, questions, len(about))
 
 
 def _size(found: Sequence[Paragraph]) -> int:
@@ -169,15 +165,14 @@ def _one_by_one(asking: Sequence[Paragraph]) -> tuple[Range, ...]:
     return tuple((question.start, question.end) for question in each)
 
 
-def _about(asks: Paragraph, ahead: Sequence[Paragraph], message: Message) -> list[Paragraph]:
-    """What the question is asked about, if it only points at it, the last paragraph first."""
-    short = asks.start - message.start < _ABOUT
-    if not (points_only(asks.asking.text) or (short and leans_on_before(asks.text))):
+def _about(asks: Paragraph, ahead: Sequence[Paragraph]) -> list[Paragraph]:
+    """What the question may be asked about, or asks, if it does not ask by itself, the last paragraph first."""
+    if not (points_only(asks.asking.text) or leans_on_before(asks.text) or not requests(asks.text)):
         return []
     about: list[Paragraph] = []
     for paragraph in ahead:
         about.append(paragraph)
-        size = asks.start - paragraph.start
+        size = _size(about)
         if size >= _ABOUT or not paragraph.whole or (paragraph.apart and size >= _ENOUGH):
             break
     return about
@@ -195,26 +190,3 @@ def _doubted(asks: Paragraph, ahead: Sequence[Paragraph]) -> list[Paragraph]:
             break
         found.append(paragraph)
     return found
-
-
-def _above(asks: Paragraph, ahead: Sequence[Paragraph]) -> list[Paragraph]:
-    """What stands in front down from "Why does this fail?", where lines follow that nobody would call a question."""
-    if asks.apart or requests(asks.text):
-        return []
-    block = [*takewhile(lambda paragraph: not paragraph.apart, ahead)]
-    for paragraph in ahead[len(block) : len(block) + 2]:
-        block.append(paragraph)
-        if "?" in paragraph.text:
-            points = points_only(paragraph.asking.text) or leans_on_before(paragraph.text)
-            return block if points and all(paragraph.whole for paragraph in block) else []
-    return []
-
-
-def _wish(ahead: Sequence[Paragraph]) -> list[Paragraph]:
-    """The paragraphs in front down from one in which somebody says what he wants."""
-    for number, paragraph in enumerate(islice(ahead, _FURTHER), start=1):
-        if not paragraph.whole:
-            break
-        if wishes(paragraph.text):
-            return [*ahead[:number]]
-    return []

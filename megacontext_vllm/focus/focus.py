@@ -121,9 +121,7 @@ class Focus:
         if query.overview:
             return Scored(len(tokens), query, self._spread_out(tokens, query), anywhere=True)
         joined = self._joined(tokens)
-        each = [self._utility(tokens, question, joined) for question in query.questions or (query,)]
-        utility = np.max([utility for utility, _, _ in each], axis=0)
-        whole, anywhere = all(whole for _, whole, _ in each), all(anywhere for _, _, anywhere in each)
+        utility, whole, anywhere = self._each(tokens, query, joined)
         doing = query.doing(tokens)
         if doing is not None:
             utility = self._beside(tokens, utility, doing, query.terms, joined)
@@ -133,6 +131,19 @@ class Focus:
             first, last = query.ends
             utility = raise_ends(utility, _whole_blocks(query.reading), first=first, last=last)
         return Scored(len(tokens), query, utility, whole=whole, anywhere=anywhere)
+
+    def _each(
+        self, tokens: npt.NDArray[np.uint32], query: Query, joined: Joined
+    ) -> tuple[npt.NDArray[np.float32], bool, bool]:
+        """The same as ``_utility``; where several questions are asked, of whatever is best for any of them."""
+        if not query.questions:
+            return self._utility(tokens, query, joined)
+        found, whole, anywhere = zip(*(self._utility(tokens, one, joined) for one in query.questions), strict=True)
+        best = [float(utility.max(initial=0)) for utility in found]
+        both = np.zeros_like(found[0])
+        for one, utility, most in zip(query.questions, found, best, strict=True):
+            np.maximum(both, np.float32(one.worth * max(best) / (most or 1)) * utility, out=both)
+        return both, all(whole), all(anywhere)
 
     def score_again(self, tokens: npt.NDArray[np.uint32], asked: Scored) -> Scored:
         """The same while it is answered: uint32 [N], the tokens that ``asked`` was made of by ``score``, and what was

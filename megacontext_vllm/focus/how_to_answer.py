@@ -46,11 +46,6 @@ _CONTINUES = re.compile(r"\W*(?:and|also|then|further(?:more)?|besides|second(?:
 _ITEM = re.compile(r"\s*(?:[-*•+]|\d{1,2}[.)])\s")
 _RULE = re.compile(_ITEM.pattern + _TELLS.pattern, re.IGNORECASE)
 _OPTION = re.compile(r"\W{0,3}\(?(?:[A-Ha-h]|[1-9])\s?(?:[):]|\.(?=\s))\s*\S")
-_WISHES = re.compile(
-    r"\b(?:i|we)\s+(?:need|want|wish|would\s+like|have\s+to|(?:am|are)\s+looking)\b|\b(?:i|we)['’](?:d\s+like|m\s+looking|re\s+looking)\b"
-    r"|\b(?:can|could|would)\s+you\b|\bplease\b",
-    re.IGNORECASE,
-)
 _WORDS = """
     above according accurate add advance ai also anything answer answers answering apply article assistant assume avoid
     backticks based begin below best bold brief briefly bullet bullets careful carefully case characters check choose
@@ -115,11 +110,6 @@ def is_option(paragraph: str) -> bool:
 def requests(paragraph: str) -> bool:
     """Whether ``paragraph`` asks for something: it has a question mark, or begins like a question or a request."""
     return "?" in paragraph or _REQUEST.match(paragraph) is not None
-
-
-def wishes(paragraph: str) -> bool:
-    """Whether somebody says in ``paragraph`` what he wants."""
-    return _WISHES.search(paragraph) is not None
 
 
 def introduces(line: str) -> bool:

@@ -22,6 +22,7 @@ from megacontext_vllm.focus.present import asks_for_now
 from megacontext_vllm.focus.wording import alternatives, asks_for_end, frame, pieces_of
 
 _FRAME_WEIGHT = 0.05  # "... does the text speak about", beside a list: nothing to look for
+_MAYBE = 0.9  # of a question's worth, what one reading of it is worth
 _OTHERS = 0.2  # what the other questions count beside one: they may name what it is about
 _RECENT = 64  # tokens of an answer under way
 _BESIDE_NAME, _NO_NAME = 0.1, 0.5
@@ -61,6 +62,7 @@ class Query:
     beside          what of the conversation must be shown for the question to be understood, the first before the rest.
     questions       where several are asked that stand by themselves, or what is asked is doubtful: each, to be looked
                     for by itself.
+    worth           of the best place for it, beside the best for others.
     """
 
     terms: npt.NDArray[np.int64]
@@ -83,6 +85,7 @@ class Query:
     own: tuple[Range, ...] = ()
     beside: tuple[Range, ...] = ()
     questions: tuple["Query", ...] = ()
+    worth: float = 1.0
 
     def blank(self, values: npt.NDArray[Any]) -> None:
         """Set ``values`` ``[≥ end]``, one a token, to -1 where the prompt itself asks: it is no evidence for itself."""
@@ -178,12 +181,12 @@ def find_query(
 
 
 def _without(query: Query, about: Range) -> tuple[Query, ...]:
-    """``query`` with the terms ``about``, and without them."""
+    """``query`` without the terms ``about``, and with them."""
     if about[0] == about[1]:
         return ()
     weights = query.weights.copy()
     weights[slice(*about)] = 0
-    return query, replace(query, weights=weights)
+    return replace(query, weights=weights), replace(query, worth=_MAYBE)
 
 
 def _one_by_one(query: Query, questions: Sequence[slice], decode: Decode) -> tuple[Query, ...]:
@@ -215,7 +218,7 @@ def _leaning(
     worth = 1.0
     for number, exchange in enumerate(talk.before):
         asked = Asking.of(tokens, exchange.question, decode, max_terms)
-        parts = [(asked.start, asked.end) if asked.last else asked.opening]
+        parts = [(asked.question, asked.end) if asked.last else asked.opening]
         if exchange.answer is not None:
             start, end = exchange.answer.start, exchange.answer.end
             # It begins with what was asked for, and ends with what else might be.
