@@ -4,7 +4,7 @@ Only the two ends of the message are read: the cost does not depend on how long 
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -80,7 +80,7 @@ class Asking:
         parts = [opening, (closing.asks.start, closing.asks.end), *beside]
         sizes = [stop - start for start, stop in parts]
         weights = _weights(closing, sizes, in_front)
-        where = dict(zip(parts, np.cumsum([0, *sizes]).tolist(), strict=False))
+        where = list(zip(parts, np.cumsum([0, *sizes[:-1]]).tolist(), strict=True))
         asking = closing.asks.asking
         asks = slice(0, sizes[0]) if in_front else _among(where, (asking.start, closing.asks.end))
         return Asking(
@@ -120,11 +120,10 @@ def _weights(closing: Closing, sizes: Sequence[int], in_front: bool) -> list[npt
     return weights
 
 
-def _among(where: Mapping[Range, int], tokens: Range) -> slice:
-    """Which terms the tokens of a part are; ``where``: at which of the terms each part begins."""
-    part = next(part for part in where if part[0] <= tokens[0] and tokens[1] <= part[1])
-    begin = where[part] - part[0]
-    return slice(begin + tokens[0], begin + tokens[1])
+def _among(where: Sequence[tuple[Range, int]], tokens: Range) -> slice:
+    """Which terms the tokens of a part are; ``where``: each part, and at which of the terms it begins."""
+    start, begin = next((part[0], at) for part, at in where if part[0] <= tokens[0] and tokens[1] <= part[1])
+    return slice(begin + tokens[0] - start, begin + tokens[1] - start)
 
 
 def minor_weight(count: int, of: int) -> float:

@@ -6,8 +6,8 @@
     Where does he live?            another           Answer briefly.                       how
     Answer in one sentence.        how
 
-Nothing marks where a document ends and the question begins. So little is taken along; and "Why does this fail?" is
-looked for with what stands in front of it, and without: that may be the end of a document that tells of a failure.
+Nothing marks where a document ends and the question begins. So what does not ask by itself is looked for twice: as it
+is, and with what stands in front of it, which may be the end of a document, or what is really asked.
 """
 
 from collections.abc import Sequence
@@ -58,9 +58,9 @@ class Beside(NamedTuple):
 class Closing:
     """asks    the paragraph that asks.
     start, end  it and all that belongs to it, which must be shown. question: where it begins without ``about``.
-    beside      what else may ask or is asked about.
+    beside      what else is looked for.
     questions   where there are several that stand by themselves, the tokens of each, in their order; else empty.
-    about       how many of ``beside``, the first ones, are what it is asked about, if it only points at that.
+    about       how many of ``beside``, the first ones, are what it may be asked about, if it does not ask by itself.
     """
 
     asks: Paragraph
@@ -166,7 +166,7 @@ def _one_by_one(asking: Sequence[Paragraph]) -> tuple[Range, ...]:
 
 
 def _about(asks: Paragraph, ahead: Sequence[Paragraph]) -> list[Paragraph]:
-    """What the question may be asked about, or asks, if it does not ask by itself, the last paragraph first."""
+    """What a question that does not ask by itself may be asked about, or what asks in its place; the last one first."""
     if not (points_only(asks.asking.text) or leans_on_before(asks.text) or not requests(asks.text)):
         return []
     about: list[Paragraph] = []

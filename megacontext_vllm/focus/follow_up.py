@@ -46,9 +46,9 @@ _REPLIES = frozenset(_SAID.split())
 _POINTING = """
     fail fails failed failing failure error errors wrong happen happens happened happening mean means meant problem
     problems issue issues fix fixed solve solved resolve resolved repair help helps work works working cause causes
-    caused reason go goes going matter avoid prevent debug exception traceback message warning bug crash crashes crashed
-    idea ideas get getting understand know find tell think anyone anybody somebody someone here need want possible way
-    let us answer reply brief briefly short concise concisely sentence sentences few english
+    caused reason go goes going went matter avoid prevent debug exception traceback message warning bug crash
+    crashes crashed idea ideas get getting understand know find tell think anyone anybody somebody someone here need
+    want possible way let us answer reply brief briefly short concise concisely sentence sentences few english
 """
 _NOTHING = _REPLIES.union(STOP_WORDS, _POINTING.split())
 

@@ -297,6 +297,55 @@ def test_what_was_asked_before_a_document_is_leant_on_without_it() -> None:
     assert "Elm Quay" in words and "Amos" in words and "w2999" not in words
 
 
+WHO, FEE = "Who was the master of Elm Quay?", "What is the fee for a barge?"
+
+
+def test_each_of_several_questions_is_looked_for_with_little_of_the_others() -> None:
+    toy = Toy()
+    query, _, _ = toy.find(chatml(("user", f"{text(3000)}\n\nIt is for a book. {WHO} {FEE}")))
+    weights = [{toy.pieces[term].strip(): float(weight) for term, weight in zip(one.terms, one.weights)}
+               for one in query.questions]  # fmt: skip
+    master, fee = weights
+    little = np.float32(0.2)
+    assert (master["Quay"], master["barge"]) == (1, little) and (fee["Quay"], fee["barge"]) == (little, 1)
+    assert master["book"] == fee["book"] == 1, "what is said beside them is said of each"
+    assert [one.worth for one in query.questions] == [1, 1] and not any(one.questions for one in query.questions)
+    now = toy.find(chatml(("user", f"{text(3000)}\n\n{WHO} What is the fee now?")))[0]
+    assert [one.now for one in now.questions] == [False, True]
+
+
+def test_what_does_not_ask_by_itself_is_looked_for_with_and_without_what_stands_in_front_of_it() -> None:
+    toy, told = Toy(), "The gauge of berth 17 is closed to all of the barges."
+    query = toy.find(chatml(("user", f"{text(3000)}\n\n{told}\n\nWhy is that so?")))[0]
+    alone, both = query.questions
+    heard = [toy.decode(one.terms[one.weights == 1].tolist()) for one in (alone, both)]
+    assert heard[0] == "Why is that so?" and "gauge of berth" in heard[1] and "w2999" not in heard[1]
+    assert (alone.worth, both.worth) == (1, 0.9)
+    assert toy.find(chatml(("user", f"{text(3000)}\n\n{WHO}")))[0].questions == ()
+
+
+@pytest.mark.parametrize("asked", ["What is the reason?", "How can I fix it?", "What went wrong?"])
+def test_a_question_without_words_of_its_own_leans_on_the_one_before(asked: str) -> None:
+    query = Toy().find(chatml(*ASKED, ("user", asked)))[0]
+    assert query.leans_on is not None
+    remark = "Thank you for this quick and helpful reply of yours."
+    toy = Toy()
+    query = toy.find(chatml(*ASKED, ("user", f"{remark}\n\n{asked}")))[0]
+    assert all(one.leans_on is not None for one in query.questions) and len(query.questions) == 2
+
+
+@pytest.mark.parametrize("label", ["Question:", "### Instruction:\n", "User query:"])
+def test_a_line_in_front_of_a_text_may_be_called_the_question(label: str) -> None:
+    toy, told = Toy(), "You are an assistant who answers from what he is given and from nothing else at all."
+    prompt = chatml(("user", f"{told}\n{label} {WHO}\nContext: {text(3000)}\nAnswer:"))
+    query, major, _ = toy.find(prompt)
+    assert major == WHO and query.questions == ()
+    shown = part(toy, toy.encode(prompt), query.beside[0])
+    assert shown.startswith(told) and shown.endswith(WHO)
+    # Where the end asks, it is the text's.
+    assert toy.find(chatml(("user", f"{label} {FEE}\n{text(3000)}\n\n{WHO}")))[1] == WHO
+
+
 @pytest.mark.parametrize("begun", [30, 3000])
 def test_an_answer_that_has_begun_is_what_stands_behind_the_question(begun: int) -> None:
     toy, prompt = Toy(), chatml(("user", QUESTION), prompt=f"assistant\n{text(begun)}")
