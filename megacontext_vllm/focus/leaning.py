@@ -13,6 +13,9 @@ from megacontext_vllm.focus.lexical import Found
 _OWN = 0.2  # of the best place for the question's own words: others are not compared by names
 _UNNAMED = 0.4  # what a place is worth where none of the names stands, beside one that has what others have of them
 _BY_CHANCE = 0.3  # share of what it leans on that says that a place speaks of it; of less, names decide less
+_ALL, _ALL_NAMES = 0.8, 0.8  # of the question, and of what the best place has of the names
+_ONE_PLACE = 4  # blocks in which all that has all of both stands
+_SOMEBODY_ELSE = 0.95  # of what a place is worth that has neither
 _FADES = (1.0, 0.95, 0.85, 0.75, 0.65)
 """A name counts in the blocks after and before it, too, by how far away they are: there it is a pronoun."""
 
@@ -36,7 +39,13 @@ def narrow(
         np.maximum(speaks[:-away], np.float32(fade) * before.share[away:], out=speaks[:-away])
     most = float(speaks[ours >= _OWN].max(initial=0))
     matters = (1 - _UNNAMED) * min(1.0, most / _BY_CHANCE)
-    factor = (1 - matters * (1 - np.minimum(speaks / np.float32(most or 1), 1))).astype(np.float32)
+    named = np.minimum(speaks / np.float32(most or 1), 1)
+    has_all = np.flatnonzero((own.share >= _ALL) & (named >= _ALL_NAMES))
+    if most >= _BY_CHANCE and len(has_all) and has_all[-1] - has_all[0] < _ONE_PLACE:
+        # Whoever has a part of the names is somebody else then.
+        factor = (1 - _SOMEBODY_ELSE * (1 - named**2)).astype(np.float32)
+        return Found(_best_one(factor * both.utility), own.covered, factor * own.share), factor * meant
+    factor = (1 - matters * (1 - named)).astype(np.float32)
     return (
         Found(_best_one(factor * both.utility), own.covered, factor * own.share),
         _best_one(factor * meant),
