@@ -33,26 +33,26 @@ Range = tuple[int, int]
 class Asking:
     """terms, weights  int64 and float32 [terms]: an opening's tokens, then the question's, and what they count.
     start, end      the question's paragraph and those that belong to it: they must be shown raw.
-    question        where of them the question itself begins.
     opening         ``[start, stop)`` of what the message opens with, if its terms count; (0, 0) without one.
     first           the same whether they count or not, if it is meant for whoever answers.
     asks            the terms that ask; of the opening or of the question's paragraph.
     last            the question stands at the end of its message, and not in front of a text.
     questions       the terms of each question, where several are asked that stand by themselves; else empty.
-    about           ``[start, stop)`` of those that are only what it may be asked about; mostly none.
+    about           ``[start, stop)`` of the terms that are only what it may be asked about; mostly none.
+    in_front        their tokens, in front of ``start``; (0, 0) without any.
     """
 
     terms: npt.NDArray[np.int64]
     weights: npt.NDArray[np.float32]
     start: int
     end: int
-    question: int
     opening: Range
     first: Range
     asks: slice
     last: bool
     questions: tuple[slice, ...] = ()
     about: Range = (0, 0)
+    in_front: Range = (0, 0)
 
     @staticmethod
     def of(tokens: npt.NDArray[np.uint32], message: Message, decode: Decode, max_terms: int) -> "Asking":
@@ -88,14 +88,21 @@ class Asking:
             np.concatenate(weights),
             closing.start,
             closing.end,
-            closing.question,
             opening,
             first,
             asks,
             not in_front,
             () if in_front else tuple(_among(where, question) for question in closing.questions),
-            (0, 0) if in_front else (sum(sizes[:2]), sum(sizes[: 2 + closing.about])),
+            *_about(closing, sizes, in_front),
         )
+
+
+def _about(closing: Closing, sizes: Sequence[int], in_front: bool) -> tuple[Range, Range]:
+    """``about`` and ``in_front`` of ``Asking``."""
+    if in_front or not closing.about:
+        return (0, 0), (0, 0)
+    first = sum(sizes[:2])
+    return (first, first + sum(sizes[2 : 2 + closing.about])), (closing.beside[closing.about - 1].start, closing.start)
 
 
 def _weights(closing: Closing, sizes: Sequence[int], in_front: bool) -> list[npt.NDArray[np.float32]]:

@@ -57,16 +57,16 @@ class Beside(NamedTuple):
 @dataclass(frozen=True)
 class Closing:
     """asks    the paragraph that asks.
-    start, end  it and all that belongs to it, which must be shown. question: where it begins without ``about``.
+    start, end  it and all that belongs to it, which must be shown.
     beside      what else is looked for.
     questions   where there are several that stand by themselves, the tokens of each, in their order; else empty.
     about       how many of ``beside``, the first ones, are what it may be asked about, if it does not ask by itself.
+                They stand in front of ``start``.
     """
 
     asks: Paragraph
     start: int
     end: int
-    question: int
     beside: tuple[Beside, ...] = ()
     questions: tuple[Range, ...] = ()
     about: int = 0
@@ -82,15 +82,16 @@ class Closing:
         """
         found = list(paragraphs(tokens, message, decode, max_terms))
         if not found:
-            return Closing(Paragraph(message.end, message.end), message.end, message.end, message.end)
+            return Closing(Paragraph(message.end, message.end), message.end, message.end)
         at = _asking(found, opening_asks)
         asks, ahead = found[at], found[at + 1 :]
         more = _more_questions(asks, ahead)
         questions = _one_by_one([*reversed(more), asks])
         ahead = ahead[len(more) :]
         about = [] if questions or opening_asks else _about(asks, ahead)
-        ahead = ahead[len(about) :]
-        doubted = _doubted(asks, ahead)
+        doubted = _doubted(asks, ahead[len(about) :])
+        if about:
+            about, doubted = [*about, *doubted], []
         may_ask = [paragraph for paragraph in doubted if not says_how(paragraph.text)]
         beside = (
             *Beside.all(about, 1.0),
@@ -98,8 +99,7 @@ class Closing:
             *Beside.all(more, 1.0),
             *Beside.all(may_ask, _DOUBTED * _share(asks, may_ask)),
         )
-        first, question = [asks, *more, *about, *doubted][-1], [asks, *more][-1]
-        return Closing(asks, first.start, found[0].end, question.start, beside, questions, len(about))
+        return Closing(asks, [asks, *more, *doubted][-1].start, found[0].end, beside, questions, len(about))
 
 
 def _size(found: Sequence[Paragraph]) -> int:

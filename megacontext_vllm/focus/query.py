@@ -171,22 +171,22 @@ def find_query(
         overview=asks_for_overview(text),
         ends=asks_for_ends(text),
         instructions=instructions,
-        beside=(asked.first,) if asked.first[1] else (),
+        beside=tuple(part for part in (asked.first, asked.in_front) if part[1]),
     )
     if not listed and not query.overview and (leans_on_before(text) or (talk.before and points_only(text))):
         query = _leaning(query, tokens, talk, decode, max_terms)
     if talk.results:
         query = _working(query, talk, for_end)
-    return replace(query, questions=_one_by_one(query, asked.questions, decode) or _without(query, asked.about))
+    return replace(query, questions=_one_by_one(query, asked.questions, decode) or _both_ways(query, asked))
 
 
-def _without(query: Query, about: Range) -> tuple[Query, ...]:
-    """``query`` without the terms ``about``, and with them."""
-    if about[0] == about[1]:
+def _both_ways(query: Query, asked: Asking) -> tuple[Query, ...]:
+    """``query`` without what it may be asked about, and with it."""
+    if not asked.in_front[1]:
         return ()
     weights = query.weights.copy()
-    weights[slice(*about)] = 0
-    return replace(query, weights=weights), replace(query, worth=_MAYBE)
+    weights[slice(*asked.about)] = 0
+    return replace(query, weights=weights), replace(query, own=(*query.own, asked.in_front), worth=_MAYBE)
 
 
 def _one_by_one(query: Query, questions: Sequence[slice], decode: Decode) -> tuple[Query, ...]:
@@ -218,7 +218,7 @@ def _leaning(
     worth = 1.0
     for number, exchange in enumerate(talk.before):
         asked = Asking.of(tokens, exchange.question, decode, max_terms)
-        parts = [(asked.question, asked.end) if asked.last else asked.opening]
+        parts = [(asked.start, asked.end) if asked.last else asked.opening]
         if exchange.answer is not None:
             start, end = exchange.answer.start, exchange.answer.end
             # It begins with what was asked for, and ends with what else might be.

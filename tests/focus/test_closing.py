@@ -27,7 +27,9 @@ class Read:
 
         closing = Closing.of(tokens, Message(USER, 0, len(tokens)), tokenizer.decode, 64, opening_asks=opening_asks)
         self.asks = closing.asks.text.strip()
-        self.shown = part(closing.start, closing.end)
+        begin = closing.beside[closing.about - 1].start if closing.about else closing.start
+        assert begin <= closing.start
+        self.shown = part(begin, closing.end)
         self.beside = {part(start, stop): weight for start, stop, weight in closing.beside}
         self.questions = [part(*question) for question in closing.questions]
         self.about = [part(start, stop) for start, stop, _ in closing.beside[: closing.about]]
