@@ -42,7 +42,9 @@ def narrow(
     named = np.minimum(speaks / np.float32(most or 1), 1)
     has_all = np.flatnonzero((own.share >= _ALL) & (named >= _ALL_NAMES))
     if most >= _BY_CHANCE and len(has_all) and has_all[-1] - has_all[0] < _ONE_PLACE:
-        # Whoever has a part of the names is somebody else then.
+        # Whoever has a part of the names is somebody else then. What was answered before has all of
+        # what is leant on, and is no measure.
+        named = np.minimum(named / named[has_all].max(), 1)
         factor = (1 - _SOMEBODY_ELSE * (1 - named**2)).astype(np.float32)
         return Found(_best_one(factor * both.utility), own.covered, factor * own.share), factor * meant
     factor = (1 - matters * (1 - named)).astype(np.float32)
