@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from megacontext_vllm.focus.closing import Closing
+from megacontext_vllm.focus.closing import Closing, Range
 from megacontext_vllm.focus.how_to_answer import introduces, requests, says_how
 from megacontext_vllm.focus.messages import Decode, Message, has_word
 
@@ -24,9 +24,6 @@ _HOW = 0.05
 _LABEL = re.compile(
     r"^\W*(?:(?:user|my|the)\s+)?(?:question|query|instruction)\s*:\W*(?=\w)", re.IGNORECASE | re.MULTILINE
 )
-
-Range = tuple[int, int]
-"""Tokens ``[start, stop)`` of the prompt."""
 
 
 @dataclass(frozen=True)
@@ -72,17 +69,17 @@ class Asking:
         opening = (start, min(stop, start + max_terms))
         text = decode(tokens[slice(*opening)].tolist())
         first = (message.start, stop) if labelled[1] else opening if introduces(text) else (0, 0)
-        in_front = bool(labelled[1]) or (stop > 0 and _is_document(closing, message, text))
+        leads = bool(labelled[1]) or (stop > 0 and _is_document(closing, message, text))
         # Where the end asks, the first line counts only if it reads like an instruction: else it is the text's title.
-        if not in_front and "?" in closing.asks.text and not text.rstrip().endswith((":", "?")):
+        if not leads and "?" in closing.asks.text and not text.rstrip().endswith((":", "?")):
             opening = (0, 0)
         beside = [(part.start, part.end) for part in closing.beside]
         parts = [opening, (closing.asks.start, closing.asks.end), *beside]
         sizes = [stop - start for start, stop in parts]
-        weights = _weights(closing, sizes, in_front)
+        weights = _weights(closing, sizes, leads)
         where = list(zip(parts, np.cumsum([0, *sizes[:-1]]).tolist(), strict=True))
         asking = closing.asks.asking
-        asks = slice(0, sizes[0]) if in_front else _among(where, (asking.start, closing.asks.end))
+        asks = slice(0, sizes[0]) if leads else _among(where, (asking.start, closing.asks.end))
         return Asking(
             np.concatenate([tokens[slice(*part)] for part in parts]).astype(np.int64),
             np.concatenate(weights),
@@ -91,25 +88,25 @@ class Asking:
             opening,
             first,
             asks,
-            not in_front,
-            () if in_front else tuple(_among(where, question) for question in closing.questions),
-            *_about(closing, sizes, in_front),
+            not leads,
+            () if leads else tuple(_among(where, question) for question in closing.questions),
+            *_about(closing, sizes, leads),
         )
 
 
-def _about(closing: Closing, sizes: Sequence[int], in_front: bool) -> tuple[Range, Range]:
+def _about(closing: Closing, sizes: Sequence[int], leads: bool) -> tuple[Range, Range]:
     """``about`` and ``in_front`` of ``Asking``."""
-    if in_front or not closing.about:
+    if leads or not closing.about:
         return (0, 0), (0, 0)
     first = sum(sizes[:2])
     return (first, first + sum(sizes[2 : 2 + closing.about])), (closing.beside[closing.about - 1].start, closing.start)
 
 
-def _weights(closing: Closing, sizes: Sequence[int], in_front: bool) -> list[npt.NDArray[np.float32]]:
+def _weights(closing: Closing, sizes: Sequence[int], leads: bool) -> list[npt.NDArray[np.float32]]:
     """What the terms of the opening, of the paragraph that asks and of each that stands beside it count."""
     opening, asks, *_ = weights = [np.ones(size, dtype=np.float32) for size in sizes]
     closes = sum(sizes[1:])
-    if in_front:
+    if leads:
         for part in weights[1:]:
             part[:] = minor_weight(closes, sizes[0])
         return weights
