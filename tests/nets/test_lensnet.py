@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from megacontext_vllm.errors import ConfigError
-from megacontext_vllm.nets.lensnet import NAME, SHIPPED, LensNet, load, regular_forms, save
+from megacontext_vllm.nets.lensnet import NAME, SHIPPED, TOTALS, LensNet, load, regular_forms, save
 
 
 def small(seed: int = 0) -> LensNet:
@@ -49,6 +49,38 @@ def test_probabilities_of_some_words_are_those_among_all() -> None:
     for row in (4, 2, 0, 1, 3):
         fresh.probabilities([row], np.arange(5))
     assert np.array_equal(some, fresh.probabilities([3, 0], np.array([4, 1])))
+
+
+@pytest.mark.parametrize("folder", [None, SHIPPED])
+def test_totals_that_come_along_change_nothing(tmp_path: Path, folder: Path | None) -> None:
+    if folder is None:
+        save(small(), tmp_path)
+    else:
+        shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    known = load(tmp_path)
+    (tmp_path / TOTALS).unlink()
+    alone = load(tmp_path)
+    assert len(known._totals) == len(known.words) and not alone._totals
+    asked, words = [0, len(known.words) // 2, len(known.words) - 1], np.arange(len(known.words))
+    np.testing.assert_allclose(known.probabilities(asked, words), alone.probabilities(asked, words), rtol=1e-5)
+
+
+def test_other_totals_are_refused(tmp_path: Path) -> None:
+    save(small(0), tmp_path / "a")
+    save(small(1), tmp_path / "b")
+    content = bytearray((tmp_path / "b" / TOTALS).read_bytes())
+    shutil.copy(tmp_path / "a" / TOTALS, tmp_path / "b")
+    with pytest.raises(ConfigError, match="damaged, or another LensNet's"):
+        load(tmp_path / "b")
+    content[-2] ^= 1
+    (tmp_path / "b" / TOTALS).write_bytes(content)
+    with pytest.raises(ConfigError, match="damaged, or another LensNet's"):
+        load(tmp_path / "b")
+    (tmp_path / "b" / TOTALS).write_bytes(content[:-2])
+    with pytest.raises(ConfigError, match="cannot be read"):
+        load(tmp_path / "b")
+    save(small(1), tmp_path / "b")
+    assert load(tmp_path / "b").fingerprint == load(tmp_path / "b").fingerprint, "and made again where a net is saved"
 
 
 def test_regular_forms() -> None:
