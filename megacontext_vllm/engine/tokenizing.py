@@ -83,12 +83,11 @@ def _wrap_tokenize_prompt(original: Callable[..., Any]) -> Callable[..., Any]:
 
 def _wrap_detokenizer(original: Callable[..., Any]) -> Callable[..., Any]:
     def __init__(self: Any, tokenizer: Any, request: Any) -> None:
-        original(self, tokenizer, request)
         prompt = request.prompt_token_ids or ()
         if is_lifted() and len(prompt) > LONG_PROMPT:
-            self.stream = tokenizers.decoders.DecodeStream(
-                ids=prompt[-LOOK_BACK:], skip_special_tokens=self.skip_special_tokens
-            )
+            request = copy.copy(request)
+            request.prompt_token_ids = prompt[-LOOK_BACK:]
+        original(self, tokenizer, request)
 
     return __init__
 
