@@ -34,6 +34,7 @@ from megacontext_vllm.eval.tasks import TASKS
 from megacontext_vllm.eval.tasks.filler import Filler
 from megacontext_vllm.eval.worth import DIFFERENT, Tried, ordered
 from megacontext_vllm.focus.focus import Focus
+from megacontext_vllm.focus.history import History
 from megacontext_vllm.tree.nodes import BLOCK
 
 Matrix = npt.NDArray[np.float64]
@@ -47,8 +48,9 @@ def features(focus: Focus, tokens: npt.NDArray[np.uint32], blocks: list[int]) ->
     """What is known of each of ``blocks`` of a prompt (uint32 [N])."""
     scored = focus.score(tokens)
     utility = scored.utility
-    found = focus.lens.find(tokens, scored.query)
-    meaning = focus.meaning.score(tokens, scored.query) if focus.meaning else np.zeros_like(utility)
+    history = History(tokens, focus.lens.spelling)
+    found = focus.lens.find(history, scored.query)
+    meaning = focus.meaning.score(history, scored.query) if focus.meaning else np.zeros_like(utility)
     parents = np.pad(utility, (0, -len(utility) % BLOCK)).reshape(-1, BLOCK).max(axis=1)  # a node has as many children
     beside = np.pad(utility, 1)
     return [

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megacontext_vllm.focus.focus import Focus, Scored
+from megacontext_vllm.focus.text_index import TextIndex
 
 _OF_ITS_OWN = 512
 """Blocks that as much memory would hold as a prompt takes whatever its length."""
@@ -28,14 +29,18 @@ class Asked:
         self._known: OrderedDict[tuple[str, bytes], Scored] = OrderedDict()
         self._lock = threading.Lock()
 
-    def score(self, namespace: str, prompt: npt.NDArray[np.uint32]) -> Scored:
-        """What ``focus.score`` makes of ``prompt``, uint32 [N]. What a lens failed at is not remembered."""
-        key = namespace, blake2b(np.ascontiguousarray(prompt).data, digest_size=16).digest()
+    def score(self, namespace: str, prompt: npt.NDArray[np.uint32], index: TextIndex | None = None) -> Scored:
+        """What ``focus.score`` makes of ``prompt``, uint32 [N]. What a lens failed at is not remembered.
+
+        index  of how ``prompt`` begins, if there is one.
+        """
+        begins, behind = (b"", 0) if index is None else (index.digest, len(index.tokens))
+        key = namespace, blake2b(np.ascontiguousarray(prompt[behind:]).data, digest_size=16, key=begins).digest()
         with self._lock:
             if key in self._known:
                 self._known.move_to_end(key)
                 return self._known[key]
-        scored = self._focus.score(prompt)
+        scored = self._focus.score(prompt, index)
         if scored.whole:
             with self._lock:
                 self._remember(key, scored)

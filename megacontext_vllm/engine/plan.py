@@ -15,6 +15,7 @@ from megacontext_vllm.engine.asked import Asked
 from megacontext_vllm.engine.content_ids import content_id
 from megacontext_vllm.engine.giving_way import giving_way
 from megacontext_vllm.engine.notes import note_plan
+from megacontext_vllm.engine.text_indexes import TextIndexes
 from megacontext_vllm.errors import CorruptTreeError, StoreError
 from megacontext_vllm.focus.calibration import expected_gain
 from megacontext_vllm.focus.focus import Focus, Scored
@@ -108,7 +109,7 @@ class Planner:
     ) -> None:
         self.library = library
         self.focus = focus
-        self._asked = Asked(focus)
+        self._asked, self._indexes = Asked(focus), TextIndexes(focus)
         self.gist_fingerprint = gist_fingerprint
         self.model_fingerprint = model_fingerprint
 
@@ -160,8 +161,10 @@ class Planner:
         return plan
 
     def _score(self, request: PlanRequest, tokens: Tokens) -> Scored:
-        asked = self._asked.score(request.namespace, tokens[: len(tokens) - request.answer])
-        return self.focus.score_again(tokens, asked) if request.answer else asked
+        prompt = tokens[: len(tokens) - request.answer]
+        index = self._indexes.of(request.namespace, prompt)
+        asked = self._asked.score(request.namespace, prompt, index)
+        return self.focus.score_again(tokens, asked, index) if request.answer else asked
 
     def _render(self, tree: MegaContextTree, tokens: Tokens, context: WorkingContext) -> Plan:
         prompt: list[int] = []

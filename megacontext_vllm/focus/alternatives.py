@@ -11,9 +11,10 @@ from dataclasses import replace
 import numpy as np
 import numpy.typing as npt
 
+from megacontext_vllm.focus.history import History
 from megacontext_vllm.focus.neighbours import apart
 from megacontext_vllm.focus.query import Query
-from megacontext_vllm.focus.spelling import Joined, Spelling, word_hash
+from megacontext_vllm.focus.spelling import word_hash
 from megacontext_vllm.focus.stop_words import STOP_WORDS
 from megacontext_vllm.tree.nodes import BLOCK
 
@@ -24,23 +25,18 @@ _NEAR = 16
 _WORD = re.compile(r"[^\W\d_]+")
 
 
-def sought(tokens: npt.NDArray[np.uint32], query: Query, spelling: Spelling, joined: Joined | None = None) -> Query:
-    """``query`` without the alternatives that stand nowhere, where others do, in a few places, twice or more in each.
-
-    tokens  uint32 [N], the history. joined: what ``spelling.joined`` makes of its full blocks, if that is known.
-    """
+def sought(history: History, query: Query) -> Query:
+    """``query`` without the alternatives that stand nowhere, where others do, in few places, more than once in each."""
     if not query.alternatives:
         return query
     things = [_words(text) for _, _, text in query.alternatives]
     if not all(things):  # numbers, for one, are no words
         return query
     keys = np.array(sorted({key for words in things for forms in words for key in forms}), dtype=np.uint64)
-    which = spelling.places(tokens[: len(tokens) // BLOCK * BLOCK], keys, joined)
-    query.blank(which)
-    at = np.flatnonzero(which >= 0)
-    blocks = {key: at[which[at] == i] // BLOCK for i, key in enumerate(keys.tolist())}
+    at, which = history.words(keys, query)
+    blocks = {key: at[which == i] // BLOCK for i, key in enumerate(keys.tolist())}
     found = [_places([np.concatenate([blocks[key] for key in forms]) for forms in words]) for words in things]
-    everywhere = np.zeros(len(tokens) // BLOCK, dtype=np.float32)
+    everywhere = np.zeros(history.blocks, dtype=np.float32)
     everywhere[np.concatenate(found)] = 1
     if all(map(len, found)) or not 0 < len(apart(everywhere, 1, _FEW + 1)) <= _FEW:
         return query

@@ -10,6 +10,7 @@ The window is not a sentence on purpose: vectors of whole sentences were measure
 same facts inside longer sentences far worse.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,11 +47,14 @@ class Meant:
 
 
 def read_closely(
-    utility: npt.NDArray[np.float32], rows: npt.NDArray[np.int32], meant: Meant
+    utility: npt.NDArray[np.float32],
+    rows: Callable[[npt.NDArray[np.intp], int], npt.NDArray[np.int32]],
+    meant: Meant,
 ) -> npt.NDArray[np.float32]:
     """``utility`` float32 [blocks] ≥ 0 of a first look -> the same in [0, 1] after reading the best of them closely.
 
-    rows  int32 [32 · blocks]: the row of LensNet of each token, -1 for none.
+    rows  (tokens [n], length) -> int32 [n, length]: the row of LensNet of each token from there on, -1 for none, and
+          where there are no tokens.
 
     A third each: the first look, how much of the question one window has, how like it one is. What is not read has the
     first third only, so it stays below all that looked better.
@@ -62,8 +66,7 @@ def read_closely(
     read = np.flatnonzero(utility)
     if len(read) > MOST:
         read = np.sort(np.argpartition(-utility, MOST - 1)[:MOST])
-    padded = np.pad(rows, _MARGIN, constant_values=-1)
-    words = padded[read[:, None] * BLOCK + np.arange(_READ)]  # [read, 48]
+    words = rows(read * BLOCK - _MARGIN, _READ)
     share, likeness = _share(words, meant), _likeness(words, meant)
     closely[read] += share / (3 * max(float(share.max()), 1e-6)) + likeness / 3
     return closely

@@ -18,6 +18,8 @@ from megacontext_vllm.focus.allocator import allocate
 from megacontext_vllm.focus.alternatives import sought
 from megacontext_vllm.focus.blend import blend
 from megacontext_vllm.focus.encoder import Encoder, EncoderLens
+from megacontext_vllm.focus.history import History
+from megacontext_vllm.focus.indexing import index
 from megacontext_vllm.focus.leaning import narrow
 from megacontext_vllm.focus.lexical import Found, LexicalLens
 from megacontext_vllm.focus.meaning import MeaningLens
@@ -28,8 +30,8 @@ from megacontext_vllm.focus.pins import pins
 from megacontext_vllm.focus.present import told_backwards
 from megacontext_vllm.focus.query import Query, find_query
 from megacontext_vllm.focus.second_look import look_again, look_ahead
-from megacontext_vllm.focus.spelling import Joined
 from megacontext_vllm.focus.surroundings import answering, outdate, surround, versions, without_rivals
+from megacontext_vllm.focus.text_index import TextIndex
 from megacontext_vllm.focus.vocabulary import special_ids, surface_strings
 from megacontext_vllm.focus.working_context import WorkingContext
 from megacontext_vllm.nets.lensnet import SHIPPED, load
@@ -115,16 +117,23 @@ class Focus:
         """Whether ``calibration.expected_gain`` was measured with these lenses."""
         return self.meaning is not None and self.encoder is None
 
-    def score(self, tokens: npt.NDArray[np.uint32]) -> Scored:
-        """What a whole prompt (uint32 [N], with the template's special tokens) asks, and where it may be answered."""
+    def index_of(self, tokens: npt.NDArray[np.uint32]) -> TextIndex:
+        """Of the first tokens of prompts to come, uint32 [N ≥ 1]; no word may go on behind them."""
+        return index(tokens, self.lens, None if self.meaning is None else self.meaning.words)
+
+    def score(self, tokens: npt.NDArray[np.uint32], index: TextIndex | None = None) -> Scored:
+        """What a whole prompt (uint32 [N], with the template's special tokens) asks, and where it may be answered.
+
+        ``index``: of its first tokens, at most the full blocks; changes how long it takes and nothing else.
+        """
         query = find_query(tokens, self.special_ids, self.decode)
         if query.overview:
             return Scored(len(tokens), query, self._spread_out(tokens, query), anywhere=True)
-        joined = self._joined(tokens)
-        utility, whole, anywhere = self._each(tokens, query, joined)
+        history = History(tokens, self.lens.spelling, index)
+        utility, whole, anywhere = self._each(history, query)
         doing = query.doing(tokens)
         if doing is not None:
-            utility = self._beside(tokens, utility, doing, query.terms, joined)
+            utility = self._beside(history, utility, doing, query.terms)
         if not utility.any() and query.document:  # nothing of the text is like the question: some of all of it may help
             utility = self._spread_out(tokens, query)
         if any(query.ends):
@@ -132,20 +141,20 @@ class Focus:
             utility = raise_ends(utility, _whole_blocks(query.reading), first=first, last=last)
         return Scored(len(tokens), query, utility, whole=whole, anywhere=anywhere)
 
-    def _each(
-        self, tokens: npt.NDArray[np.uint32], query: Query, joined: Joined
-    ) -> tuple[npt.NDArray[np.float32], bool, bool]:
+    def _each(self, history: History, query: Query) -> tuple[npt.NDArray[np.float32], bool, bool]:
         """The same as ``_utility``; where several questions are asked, of whatever is best for any of them."""
         if not query.questions:
-            return self._utility(tokens, query, joined)
-        found, whole, anywhere = zip(*(self._utility(tokens, one, joined) for one in query.questions), strict=True)
+            return self._utility(history, query)
+        found, whole, anywhere = zip(*(self._utility(history, one) for one in query.questions), strict=True)
         best = [float(utility.max(initial=0)) for utility in found]
         both = np.zeros_like(found[0])
         for one, utility, most in zip(query.questions, found, best, strict=True):
             np.maximum(both, np.float32(one.worth * max(best) / (most or 1)) * utility, out=both)
         return both, all(whole), all(anywhere)
 
-    def score_again(self, tokens: npt.NDArray[np.uint32], asked: Scored) -> Scored:
+    def score_again(
+        self, tokens: npt.NDArray[np.uint32], asked: Scored, index: TextIndex | None = None
+    ) -> Scored:
         """The same while it is answered: uint32 [N], the tokens that ``asked`` was made of by ``score``, and what was
         said since, one at least.
         """
@@ -154,24 +163,18 @@ class Focus:
         # What the question finds stays; beside it comes what the answer has come to speak of, and what that leads to.
         utility = np.zeros(len(tokens) // BLOCK, dtype=np.float32)
         utility[: len(asked.utility)] = asked.utility
-        return Scored(
-            len(tokens), query, self._beside(tokens, utility, said, query.terms, self._joined(tokens)), answer
-        )
+        history = History(tokens, self.lens.spelling, index)
+        return Scored(len(tokens), query, self._beside(history, utility, said, query.terms), answer)
 
     def _beside(
-        self,
-        tokens: npt.NDArray[np.uint32],
-        utility: npt.NDArray[np.float32],
-        said: Query,
-        asked: npt.NDArray[np.int64],
-        joined: Joined,
+        self, history: History, utility: npt.NDArray[np.float32], said: Query, asked: npt.NDArray[np.int64]
     ) -> npt.NDArray[np.float32]:
         """``utility`` for the question with the terms ``asked``, raised by what the model speaks of: ``said``."""
-        found = self.lens.find(tokens, said, joined)
-        meant = self._meant(tokens, said, joined, found.utility)  # an encoder reads for the question only
+        found = self.lens.find(history, said)
+        meant = self._meant(history, said)  # an encoder reads for the question only
         worth = _SAID * min(1.0, found.covered / _SPOKEN)
         about = np.float32(worth) * blend(found.utility, meant, found.covered)
-        about = np.maximum(about, look_ahead(tokens, asked, said, self.lens))
+        about = np.maximum(about, look_ahead(history, asked, said, self.lens))
         # However little the question finds, the best of it comes before.
         best = min(np.float32(1), utility.max(initial=0)) or np.float32(1)
         both: npt.NDArray[np.float32] = np.maximum(utility, best * about)
@@ -183,26 +186,20 @@ class Focus:
         begins[np.flatnonzero(self.lens.paragraphs(tokens[: blocks * BLOCK])) // BLOCK] = True
         return spread_out(blocks, _whole_blocks(query.reading), begins)
 
-    def _joined(self, tokens: npt.NDArray[np.uint32]) -> Joined:
-        # Both lenses want it, and it takes about 8 ms per million tokens.
-        return self.lens.spelling.joined(tokens[: len(tokens) // BLOCK * BLOCK])
-
-    def _utility(
-        self, tokens: npt.NDArray[np.uint32], query: Query, joined: Joined
-    ) -> tuple[npt.NDArray[np.float32], bool, bool]:
+    def _utility(self, history: History, query: Query) -> tuple[npt.NDArray[np.float32], bool, bool]:
         """Of each full block, and ``whole`` and ``anywhere`` of ``Scored``."""
         # What stands nowhere may be told in other words: for its meaning all is sought that was asked for.
-        found = self.lens.find(tokens, sought(tokens, query, self.lens.spelling, joined), joined)
-        meant = self._meant(tokens, query, joined, found.utility)
+        found = self.lens.find(history, sought(history, query))
+        meant = self._meant(history, query)
         before = query.before()
         if before is not None:
-            both = self.lens.find(tokens, query.spelled_out(), joined)
-            found, meant = narrow(found, meant, self.lens.find(tokens, before, joined), both)
-        led = look_again(tokens, query.spelled_out(), found.utility, self.lens)
-        told = self._told(tokens, query, found)
+            both = self.lens.find(history, query.spelled_out())
+            found, meant = narrow(found, meant, self.lens.find(history, before), both)
+        led = look_again(history, query.spelled_out(), found.utility, self.lens)
+        told = self._told(history.tokens, query, found)
         places = told[:1] or ([] if query.many else answering(found.utility, found.share))
         words = without_rivals(found.utility, found.share) if places else found.utility
-        meant, whole = self._read(tokens, query.spelled_out(), meant, words)
+        meant, whole = self._read(history.tokens, query.spelled_out(), meant, words)
         # Where a boundary cuts the one place that answers, neither block covers it alone.
         shared = float(found.share.max(initial=0))
         utility = blend(words, meant, shared if places else found.covered)
@@ -232,11 +229,11 @@ class Focus:
         parts = [tokens[max(0, place - 1) * BLOCK : (place + 2) * BLOCK].tolist() for place in reversed(told)]
         return [] if told_backwards([self.decode(part) for part in parts]) else told
 
-    def _meant(
-        self, tokens: npt.NDArray[np.uint32], query: Query, joined: Joined, words: npt.NDArray[np.float32]
-    ) -> npt.NDArray[np.float32]:
-        """What blocks mean of ``query``, of the shape of ``words``, which is what they have of it word for word."""
-        return np.zeros_like(words) if self.meaning is None else self.meaning.score(tokens, query, joined)
+    def _meant(self, history: History, query: Query) -> npt.NDArray[np.float32]:
+        """What each full block means of ``query``."""
+        if self.meaning is None:
+            return np.zeros(history.blocks, dtype=np.float32)
+        return self.meaning.score(history, query)
 
     def _read(
         self,

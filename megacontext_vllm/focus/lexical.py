@@ -14,10 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from megacontext_vllm.focus.history import History
 from megacontext_vllm.focus.neighbours import lend, spread
 from megacontext_vllm.focus.query import Query
 from megacontext_vllm.focus.respelled import find_respelled, half_silent, whole_words
-from megacontext_vllm.focus.spelling import Joined, Spelling
+from megacontext_vllm.focus.spelling import Spelling
 from megacontext_vllm.focus.stop_words import STOP_WORDS
 from megacontext_vllm.tree.nodes import BLOCK
 
@@ -91,34 +92,44 @@ class LexicalLens:
         """Which term each token is, int32 of the same shape: -1 for stop words and what has no letter or digit."""
         return self._table.take(tokens, mode="clip")
 
-    def named_terms(self, tokens: npt.NDArray[np.uint32]) -> npt.NDArray[np.int32]:
-        """The same, but names of several tokens, and words that are cut into stop words, are one term where they begin.
+    @property
+    def number(self) -> int:
+        """Terms of the vocabulary."""
+        return int(self._table.max()) + 1
 
-        That of the token which has the whole word, or a number of its own, in these tokens only. ``Or in`` would not
-        be there, ``Row an`` be a row, and ``M ira``, at the start of a sentence, not the `` Mira`` of others.
+    def named(
+        self, tokens: npt.NDArray[np.uint32], names: npt.NDArray[np.uint64] | None = None
+    ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint64]]:
+        """As ``terms``, but names of several tokens, and words that are cut into stop words, are one term each.
+
+        It stands where they begin, and is that of the token which has the whole word, or a number of its own: that of
+        the vocabulary's terms and behind them its place among ``names``, ascending, or else behind these. ``Or in``
+        would not be there, ``Row an`` be a row, and ``M ira``, at the start of a sentence, not the `` Mira`` of others.
+
+        names    uint64, of another text, so that a name has the same number in both.
+        returns  int32 of the shape of ``tokens``, and all the names that are in them, ascending.
         """
         terms = self.terms(tokens)
         begin, hashes = whole_words(self.spelling, tokens, terms, self.capitals(tokens))
         known, numbers = self._in_one_token
         words, which = np.unique(hashes, return_inverse=True)
-        at = np.minimum(np.searchsorted(known, words), len(known) - 1)
-        number = np.arange(len(words), dtype=np.int32) + (self._table.max() + 1)
+        number = self.number + np.arange(len(words), dtype=np.int32)
+        if names is not None and len(names):
+            at = np.minimum(np.searchsorted(names, words), len(names) - 1)
+            number = np.where(names[at] == words, self.number + at, number + len(names))
         if len(known):
+            at = np.minimum(np.searchsorted(known, words), len(known) - 1)
             number = np.where(known[at] == words, numbers[at], number)
         terms[begin] = number[which]
-        return terms
+        return terms, words
 
-    def score(self, tokens: npt.NDArray[np.uint32], query: Query) -> npt.NDArray[np.float32]:
+    def score(self, history: History, query: Query) -> npt.NDArray[np.float32]:
         """The ``utility`` of ``find``."""
-        return self.find(tokens, query).utility
+        return self.find(history, query).utility
 
-    def find(self, tokens: npt.NDArray[np.uint32], query: Query, joined: Joined | None = None) -> Found:
-        """Utility of each full block for the question.
-
-        tokens   uint32 [N], the history; hits inside the question itself do not count: it would outshine its answers.
-        joined   what ``spelling.joined`` makes of the full blocks of ``tokens``, if that is known.
-        """
-        blocks = len(tokens) // BLOCK
+    def find(self, history: History, query: Query) -> Found:
+        """Utility of each full block for the question; hits inside it do not count: it would outshine its answers."""
+        blocks = history.blocks
         slots, weights, follows = self._slots(query)
         total = np.zeros(blocks, dtype=np.float32)
         if not len(query.terms) or not blocks:
@@ -127,14 +138,12 @@ class LexicalLens:
         slot_of = np.full(int(self._table.max()) + 2, -1, dtype=np.int16)
         slot_of[slots] = np.arange(len(slots), dtype=np.int16)
         slot_of_token = slot_of[self._table]
-        hits = slot_of_token.take(tokens[: blocks * BLOCK], mode="clip")
-        query.blank(hits)
+        at, hits = history.labelled(slot_of_token, query)
         asked = slot_of_token.take(query.terms, mode="clip")
-        other = find_respelled(self.spelling, tokens[: len(hits)], hits, query, asked, joined)
+        other = find_respelled(history, at, hits, query, asked)
         names = half_silent(self.spelling, query.terms, asked)
-        named, name = self._places(tokens[: len(hits)], query, sorted(names), joined)
-        at = np.flatnonzero(hits >= 0)
-        slot = np.concatenate([hits[at], other.first, len(weights) + name])
+        named, name = history.words(np.array(sorted(names), dtype=np.uint64), query)
+        slot = np.concatenate([hits, other.first, len(weights) + name])
         block = np.concatenate([at, other.at, named]) // BLOCK
         form = np.zeros(len(slot), dtype=np.bool_)
         form[len(at) : len(at) + len(other.at)] = other.form
@@ -170,20 +179,9 @@ class LexicalLens:
             total += _PAIR * weight * _with_neighbours(_own_score(where, blocks)[0])
 
         hits_at = np.sort(np.concatenate([at, other.at, named]), kind="stable")  # three runs that ascend
-        spread = lend(total, tokens, hits_at, self.ending)
+        spread = lend(total, history.tokens, hits_at, self.ending)
         best = float(spread.max())
         return Found(spread / np.float32(best) if best > 0 else spread, covered, share)
-
-    def _places(
-        self, tokens: npt.NDArray[np.uint32], query: Query, keys: list[int], joined: Joined | None
-    ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.int16]]:
-        """Where words begin whose hashes are ``keys``, sorted, and which each is; both of one length."""
-        if not keys:
-            return np.zeros(0, dtype=np.intp), np.zeros(0, dtype=np.int16)
-        which = self.spelling.places(tokens, np.array(keys, dtype=np.uint64), joined)
-        query.blank(which)
-        at = np.flatnonzero(which >= 0)
-        return at, which[at]
 
     def _slots(self, query: Query) -> tuple[npt.NDArray[np.int32], list[float], dict[tuple[int, int], float]]:
         """Distinct terms of the question (int32 [slots]), their weights, and weights of its pairs of slots."""

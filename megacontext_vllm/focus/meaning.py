@@ -14,9 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from megacontext_vllm.focus.close_reading import Meant, read_closely
+from megacontext_vllm.focus.history import History
 from megacontext_vllm.focus.neighbours import lend, spread
 from megacontext_vllm.focus.query import Query
-from megacontext_vllm.focus.spelling import Joined, Spelling
+from megacontext_vllm.focus.spelling import Spelling
 from megacontext_vllm.focus.stop_words import STOP_WORDS
 from megacontext_vllm.focus.words import Words
 from megacontext_vllm.nets.lensnet import LensNet
@@ -33,40 +34,32 @@ class MeaningLens:
     def __init__(self, spelling: Spelling, net: LensNet, ends: npt.NDArray[np.bool_]) -> None:
         """ends: bool [V], whether a token ends a sentence."""
         self._net = net
-        self._words = Words(spelling, net.rows)
+        self.words = Words(spelling, net.rows)
+        """The words that LensNet knows."""
         self._ends = ends
         self._silent = {row for word in STOP_WORDS if (row := net.rows.get(word)) is not None}
 
-    def score(
-        self, tokens: npt.NDArray[np.uint32], query: Query, joined: Joined | None = None
-    ) -> npt.NDArray[np.float32]:
-        """Utility of each full block for the question.
+    def score(self, history: History, query: Query) -> npt.NDArray[np.float32]:
+        """Utility of each full block for the question; words of the question itself do not count.
 
-        tokens   uint32 [N], the history; words of the question itself do not count.
-        joined   what ``Spelling.joined`` makes of the full blocks of ``tokens``, if that is known.
         returns  float32 [N // 32] in [0, 1], the best block 1; all 0 if the question has no word that LensNet knows.
         """
-        blocks = len(tokens) // BLOCK
+        blocks = history.blocks
         total = np.zeros(blocks, dtype=np.float32)
         asked = self._asked(query)
         if not asked or not blocks:
             return total
-        tokens = tokens[: blocks * BLOCK]
-        rows = self._words.rows(tokens, joined)
-        query.blank(rows)
-        at = np.flatnonzero(rows >= 0)
-        count = np.bincount(rows[at], minlength=len(self._net.words))
+        rows = self.words.of(history, query)
+        count = rows.counts()
         common = ((count + 0.5) / (blocks + 1)).astype(np.float32)
         said = np.flatnonzero(count)
         odds = np.float32(self._net.weight) / common[said]
         gains = np.zeros((len(asked), len(count)), dtype=np.float32)
         gains[:, said] = np.log1p(odds * self._net.probabilities(list(asked), said))
         gains[gains < _LEAST] = 0
-        fits: npt.NDArray[np.bool_] = np.any(gains, axis=0)
-        at = at[fits[rows[at]]]
+        at, word = rows.places(np.any(gains, axis=0))
         if not len(at):
             return total
-        word = rows[at]
         block = at // BLOCK
         first = np.flatnonzero(np.append(True, block[1:] != block[:-1]))
         rare = -np.log(np.minimum(common, _EVERYWHERE))
@@ -75,8 +68,8 @@ class MeaningLens:
             own = np.zeros(blocks, dtype=np.float32)
             own[block[first]] = np.maximum.reduceat(gain[word], first)
             total += weight * spread(own, _NEIGHBOUR * own, _NEIGHBOUR * own)
-        closely = read_closely(total, rows, self._meant(list(asked), gains, weights, rare))
-        lent = lend(closely, tokens, at, self._ends)
+        closely = read_closely(total, rows.around, self._meant(list(asked), gains, weights, rare))
+        lent = lend(closely, history.tokens, at, self._ends)
         return lent / np.float32(lent.max())
 
     def _meant(
@@ -95,7 +88,7 @@ class MeaningLens:
     def _asked(self, query: Query) -> dict[int, float]:
         """The rows of the question's words, in order, and how much each counts."""
         found: dict[int, float] = {}
-        rows = self._words.rows(query.terms.astype(np.uint32))
+        rows = self.words.rows(query.terms.astype(np.uint32))
         for row, weight in zip(rows.tolist(), query.weights.tolist(), strict=True):
             if row >= 0 and weight > 0 and row not in self._silent:
                 found[row] = max(found.get(row, 0.0), weight)

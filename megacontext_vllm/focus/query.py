@@ -87,11 +87,27 @@ class Query:
     questions: tuple["Query", ...] = ()
     worth: float = 1.0
 
-    def blank(self, values: npt.NDArray[Any]) -> None:
-        """Set ``values`` ``[≥ end]``, one a token, to -1 where the prompt itself asks: it is no evidence for itself."""
-        values[self.start : self.end] = -1
-        for part in (self.opening, self.recent, *self.own):
-            values[slice(*part)] = -1
+    @property
+    def asking(self) -> tuple[Range, ...]:
+        """Where the prompt itself asks, which is no evidence for itself; the parts may overlap."""
+        return ((self.start, self.end), self.opening, self.recent, *self.own)
+
+    def blank(self, values: npt.NDArray[Any], first: int = 0) -> None:
+        """Set ``values``, one a token from the token ``first`` on, to -1 where the prompt itself asks."""
+        for start, stop in self.asking:
+            values[max(0, start - first) : max(0, stop - first)] = -1
+
+    def outside(self, places: npt.NDArray[np.intp]) -> npt.NDArray[np.bool_]:
+        """Which of ``places``, ascending tokens of the prompt, are not where it asks."""
+        found = np.ones(len(places), dtype=np.bool_)
+        for start, stop in self.asking:
+            found[slice(*np.searchsorted(places, (start, stop)))] = False
+        return found
+
+    def within(self, stop: int) -> npt.NDArray[np.intp]:
+        """The other tokens of the first ``stop``: where it asks, ascending."""
+        parts = [np.arange(start, min(end, stop)) for start, end in self.asking if start < min(end, stop)]
+        return np.unique(np.concatenate(parts)) if parts else np.zeros(0, dtype=np.intp)
 
     def before(self) -> "Query | None":
         """What it leans on, as a query; None if it stands alone."""

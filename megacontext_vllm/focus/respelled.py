@@ -13,8 +13,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from megacontext_vllm.focus.history import History
 from megacontext_vllm.focus.query import Query
-from megacontext_vllm.focus.spelling import Joined, Spelling, word_hash
+from megacontext_vllm.focus.spelling import Spelling, word_hash
 from megacontext_vllm.focus.stop_words import STOP_WORDS
 from megacontext_vllm.focus.word_forms import other_forms
 
@@ -41,39 +42,45 @@ class Respelled:
 
 
 def find_respelled(
-    spelling: Spelling,
-    tokens: npt.NDArray[np.uint32],
+    history: History,
+    at: npt.NDArray[np.intp],
     hits: npt.NDArray[np.int16],
     query: Query,
     slots: npt.NDArray[np.int16],
-    joined: Joined | None = None,
 ) -> Respelled:
-    """``hits``: int16 [N], the slot of each of ``tokens``, -1 for none; ``slots``: int16 [terms], of what is asked.
+    """What there is beside ``hits``, int16 [hits], the slots of the tokens that were found ``at`` places, ascending.
 
-    joined  what ``spelling.joined`` makes of ``tokens``, if that is known.
+    slots  int16 [terms], of what is asked.
     """
-    words = _words(spelling, query.terms, slots)
+    words = _words(history.spelling, query.terms, slots)
     if not words:
         return Respelled(np.zeros(0, dtype=np.intp), np.zeros(0, dtype=np.bool_), *np.zeros((2, 0), dtype=np.int16))
     keys = np.array(sorted(words), dtype=np.uint64)
-    which = spelling.places(tokens, keys, joined)
-    query.blank(which)
-    at = np.flatnonzero(which >= 0)
-    word = which[at]
+    begin, word = history.words(keys, query)
     cuts = [words[key].cut for key in keys.tolist()]
     forms = np.array([words[key].form for key in keys.tolist()])
     # What is cut as it is in the question is found already.
-    behind = np.append(hits, np.int16(-1))[at + 1]
     asked = np.array([(cut[0], cut[1] if len(cut) > 1 else -2) for cut in cuts], dtype=np.int16)[word]
-    other = (hits[at] != asked[:, 0]) | ((asked[:, 1] != -2) & (behind != asked[:, 1]))
+    here, behind = _slot(begin, at, hits), _slot(begin + 1, at, hits)
+    other = (here != asked[:, 0]) | ((asked[:, 1] != -2) & (behind != asked[:, 1]))
     found = [
         (place, forms[which], first, second)
-        for place, which in zip(at[other].tolist(), word[other].tolist(), strict=True)
+        for place, which in zip(begin[other].tolist(), word[other].tolist(), strict=True)
         for first, second in zip(cuts[which], [*cuts[which][1:], -1], strict=True)
         if first >= 0
     ]
     places = np.array(found, dtype=np.intp).reshape(-1, 4).T
     return Respelled(places[0], places[1].astype(np.bool_), *places[2:].astype(np.int16))
+
+
+def _slot(
+    places: npt.NDArray[np.intp], at: npt.NDArray[np.intp], hits: npt.NDArray[np.int16]
+) -> npt.NDArray[np.int16]:
+    """The slots of ``places``, -1 for those that are not in ``at``, which has ``hits``."""
+    if not len(at):
+        return np.full(len(places), -1, dtype=np.int16)
+    near = np.minimum(np.searchsorted(at, places), len(at) - 1)
+    return np.where(at[near] == places, hits[near], -1).astype(np.int16)
 
 
 def half_silent(spelling: Spelling, terms: npt.NDArray[np.int64], slots: npt.NDArray[np.int16]) -> dict[int, int]:

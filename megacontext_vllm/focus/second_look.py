@@ -14,7 +14,9 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from megacontext_vllm.focus.history import History
 from megacontext_vllm.focus.lexical import LexicalLens
+from megacontext_vllm.focus.named_text import NamedText
 from megacontext_vllm.focus.neighbours import INHERIT, apart, spread
 from megacontext_vllm.focus.query import Query
 from megacontext_vllm.tree.nodes import BLOCK
@@ -54,26 +56,24 @@ class Lead(NamedTuple):
 
 
 def look_again(
-    tokens: npt.NDArray[np.uint32],
+    history: History,
     query: Query,
     utility: npt.NDArray[np.float32],
     lens: LexicalLens,
 ) -> npt.NDArray[np.float32]:
     """``utility`` of the first look, float32 [N // 32] in [0, 1], raised where a second or third look leads.
 
-    tokens  uint32 [N], the whole prompt.
-
     Nothing is lowered, and nothing changes where the first look found no place, or several that answer equally well.
     """
     clear = apart(utility, _CLEAR, 2)
     if len(clear) != 1 or len(apart(utility, _RIVAL, _RIVALS + 1)) > _RIVALS:
         return utility
-    reader = _Reader.of(tokens, query, lens)
+    reader = _Reader(history, query, lens)
     return reader.follow(utility, {clear[0]: 1.0}, reader.asked, reader.asked, LOOKS)
 
 
 def look_ahead(
-    tokens: npt.NDArray[np.uint32], asked: npt.NDArray[np.int64], said: Query, lens: LexicalLens
+    history: History, asked: npt.NDArray[np.int64], said: Query, lens: LexicalLens
 ) -> npt.NDArray[np.float32]:
     """Where an answer under way leads by what its end names: float32 [N // 32] in [0, 1].
 
@@ -82,10 +82,10 @@ def look_ahead(
     As the second look, but what was said is read in place of what was found: "Dara gave it to Mira", says the answer,
     and has to know next where Mira is spoken of.
     """
-    reader = _Reader.of(tokens, replace(said, terms=asked), lens)
+    reader = _Reader(history, replace(said, terms=asked), lens)
     start, stop = said.recent
     middle = max(start, stop - _NEWEST)
-    nothing = np.zeros(len(tokens) // BLOCK, dtype=np.bool_)
+    nothing = np.zeros(history.blocks, dtype=np.bool_)
     older = _gathered(reader.named_in_answer(start, middle))
     newest = _gathered(reader.named_in_answer(middle, stop))
     newest = {term: lead.joined(older.pop(term, lead)) for term, lead in newest.items()}
@@ -111,29 +111,12 @@ def _followed(led: npt.NDArray[np.float32]) -> dict[int, float]:
 
 
 class _Reader:
-    """Reads sentences of the history, and finds what they name.
+    """Reads sentences of the history, and finds what they name. ``asked``: the terms of the question."""
 
-    terms  int32 [N], what each token is, -1 for what is no term, or part of what asks. said: the same, with what asks.
-    asked  the terms of the question.
-    """
-
-    def __init__(
-        self,
-        tokens: npt.NDArray[np.uint32],
-        terms: npt.NDArray[np.int32],
-        said: npt.NDArray[np.int32],
-        asked: set[int],
-        lens: LexicalLens,
-    ) -> None:
-        self._tokens, self._terms, self._said, self.asked, self._lens = tokens, terms, said, asked, lens
-
-    @staticmethod
-    def of(tokens: npt.NDArray[np.uint32], query: Query, lens: LexicalLens) -> "_Reader":
-        # What is asked is read with the history, so that its names have the same numbers.
-        said, asked = np.split(lens.named_terms(np.concatenate([tokens, query.terms.astype(np.uint32)])), [len(tokens)])
-        terms = said.copy()
-        query.blank(terms)
-        return _Reader(tokens, terms, said, set(asked.tolist()) - {-1}, lens)
+    def __init__(self, history: History, query: Query, lens: LexicalLens) -> None:
+        self._tokens, self._lens = history.tokens, lens
+        self._text = NamedText(history, query, lens)
+        self.asked = self._text.asked
 
     def follow(
         self, utility: npt.NDArray[np.float32], found: dict[int, float], anchors: set[int], known: set[int], looks: int
@@ -164,14 +147,14 @@ class _Reader:
 
     def named(self, block: int, anchors: set[int], known: set[int]) -> Iterator[tuple[Terms, Lead]]:
         """New terms in the sentences of a block that hold one of ``anchors``."""
-        low, high = max(0, block * BLOCK - _OVERHANG), min((block + 1) * BLOCK + _OVERHANG, len(self._terms))
-        hits = low + np.flatnonzero(np.isin(self._terms[low:high], list(anchors)))
+        low, high = max(0, block * BLOCK - _OVERHANG), min((block + 1) * BLOCK + _OVERHANG, len(self._text))
+        hits = low + np.flatnonzero(np.isin(self._text.evidence(np.arange(low, high)), list(anchors)))
         for start, stop in {self._sentence(hit) for hit in hits.tolist()}:
-            yield from self._named(self._terms[start:stop], start, known)
+            yield from self._named(self._text.evidence(np.arange(start, stop)), start, known)
 
     def named_in_answer(self, start: int, stop: int) -> Iterator[tuple[Terms, Lead]]:
         """The same of the tokens ``[start, stop)``, which ask: what is new in them beside the question."""
-        return self._named(self._said[start:stop], start, self.asked)
+        return self._named(self._text.said(start, stop), start, self.asked)
 
     def _named(self, terms: npt.NDArray[np.int32], start: int, known: set[int]) -> Iterator[tuple[Terms, Lead]]:
         words, stop = terms.tolist(), start + len(terms)
@@ -196,13 +179,11 @@ class _Reader:
         self, named: Mapping[Terms, Lead], seen: npt.NDArray[np.bool_]
     ) -> tuple[npt.NDArray[np.float32], set[int]]:
         """Utility [blocks] of where ``named`` terms stand besides the blocks ``seen``, and which of them do."""
-        terms = self._terms
         by_name, by_word = np.zeros((2, len(seen)), dtype=np.float32)
         used: set[int] = set()
         if not named:
             return by_name, used
-        numbers = int(self._said.max(initial=-1)) + 2  # the last one is for -1
-        count = np.bincount(terms + 1, minlength=numbers)[1:]
+        count = self._text.counts()
         # More than this cannot stand in so few blocks; of two that stand side by side, one has to be rare enough.
         already = int(seen.sum())
         named = {
@@ -212,15 +193,14 @@ class _Reader:
         }
         # A pair is looked up by its rarer part.
         rarer = {term: min(range(len(term)), key=lambda i: (count[term[i]], i)) for term in named}
-        is_named = np.zeros(numbers, dtype=np.bool_)
-        is_named[[term[place] for term, place in rarer.items()]] = True
-        at = np.flatnonzero(is_named[terms])
-        first = terms[at]
+        at = self._text.places({term[place] for term, place in rarer.items()})
+        first = self._text.evidence(at)
         for term, place in rarer.items():
             where = at[first == term[place]] - place
             if len(term) == 2:
-                where = where[(where >= 0) & (where + 1 < len(terms))]
-                where = where[(terms[where] == term[0]) & (terms[where + 1] == term[1])]
+                where = where[(where >= 0) & (where + 1 < len(self._text))]
+                beside = self._text.evidence(where) == term[0], self._text.evidence(where + 1) == term[1]
+                where = where[np.logical_and(*beside)]
             blocks = np.unique(where // BLOCK)
             elsewhere = blocks[blocks < len(seen)]
             elsewhere = elsewhere[~seen[elsewhere]]

@@ -92,16 +92,21 @@ class Spelling:
 
         The same as to look ``words`` up, for a history: what is looked up is the vocabulary and the joined words.
         """
-
-        def number(hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.int16]:
-            at = np.minimum(np.searchsorted(keys, hashes), len(keys) - 1)
-            return np.where(keys[at] == hashes, at, -1).astype(np.int16)
-
         joined = joined or self.joined(tokens)
-        which = number(self.in_one_token).take(tokens, mode="clip")
+        which = look_up(keys, self.in_one_token).take(tokens, mode="clip")
         which[joined.parts] = -1
-        which[joined.begin] = number(self.plain(joined, tokens))
+        which[joined.begin] = look_up(keys, self.plain(joined, tokens))
         return which
+
+    def boundary(self, tokens: npt.NDArray[Any], before: int) -> int:
+        """The last place in ``tokens`` [N], no more than ``before``, that no word goes over; N is one."""
+        assert before <= len(tokens)
+        opens, goes_on = self._open, self._goes_on
+        while 0 < before < len(tokens):
+            if not (opens.take(tokens[before - 1], mode="clip") and goes_on.take(tokens[before], mode="clip")):
+                break
+            before -= 1
+        return before
 
     def plain(self, joined: Joined, tokens: npt.NDArray[Any]) -> npt.NDArray[np.uint64]:
         """uint64 ``[words]``: the hashes of the words ``joined`` of ``tokens``, 0 for those with more than letters."""
@@ -126,3 +131,9 @@ class Spelling:
         hashes = np.add.reduceat(self.alone.take(part, mode="clip") * shift, heads)
         hashes[np.add.reduceat(width, heads) > LONGEST] = 0
         return Joined(parts, heads, parts[heads], hashes)
+
+
+def look_up(keys: npt.NDArray[np.uint64], hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.int16]:
+    """Which of ``keys`` [≥ 1], sorted, each of ``hashes`` [n] is; -1 for none. int16 of the same shape."""
+    at = np.minimum(np.searchsorted(keys, hashes), len(keys) - 1)
+    return np.where(keys[at] == hashes, at, -1).astype(np.int16)

@@ -5,7 +5,11 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
+from megacontext_vllm.focus.history import History
+from megacontext_vllm.focus.inverted import count
+from megacontext_vllm.focus.query import Query
 from megacontext_vllm.focus.spelling import Joined, Spelling, word_hash
+from megacontext_vllm.focus.text_index import Numbered
 
 
 class Words:
@@ -18,6 +22,8 @@ class Words:
         self._hashes = np.array(sorted(known), dtype=np.uint64)
         self._rows = np.array([known[key] for key in self._hashes.tolist()], dtype=np.int32)
         self._alone = self._look_up(spelling.alone)
+        self.number = max(rows.values(), default=-1) + 1
+        """Rows of the table."""
 
     def rows(self, tokens: npt.NDArray[np.uint32], joined: Joined | None = None) -> npt.NDArray[np.int32]:
         """The row of the word that begins in each token, int32 of the shape ``[N]`` of ``tokens``; -1 where none does.
@@ -31,6 +37,12 @@ class Words:
         found[joined.begin] = self._look_up(joined.hashes)
         return found
 
+    def of(self, history: History, query: Query) -> "Rows":
+        """Those of a history, but for where ``query`` asks."""
+        front = None if history.index is None else history.index.rows
+        assert front is not None or history.index is None, "a text that was indexed without words"
+        return Rows(front, self.rows(history.rest, history.joined), query, self.number)
+
     def _look_up(self, hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.int32]:
         if not len(self._hashes):
             return np.full(len(hashes), -1, dtype=np.int32)
@@ -38,3 +50,46 @@ class Words:
         at[at == len(self._hashes)] = 0
         found: npt.NDArray[np.int32] = np.where(self._hashes[at] == hashes, self._rows[at], np.int32(-1))
         return found
+
+
+class Rows:
+    """The row of a table of words of each token in the full blocks of a prompt, -1 where no word begins or it asks."""
+
+    def __init__(self, front: Numbered | None, rest: npt.NDArray[np.int32], query: Query, number: int) -> None:
+        """front: of the first tokens, whatever asks. rest: int32 ``[n]``, of those behind, which is changed."""
+        self._front, self._rest, self._query, self._number = front, rest, query, number
+        self._cut = 0 if front is None else len(front.numbers)
+        query.blank(rest, self._cut)
+
+    def counts(self) -> npt.NDArray[np.int64]:
+        """How often each row stands: int64 ``[rows of the table]``."""
+        counts = count(self._rest, self._number)[1:]
+        if self._front is not None:
+            asking = self._front.numbers[self._query.within(self._cut)]
+            counts += self._front.inverted.counts - count(asking, self._number)[1:]
+        return counts
+
+    def places(self, wanted: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.int32]]:
+        """Where the rows stand that are ``wanted``, bool ``[rows of the table]``, ascending, and which it is there."""
+        found = np.flatnonzero((self._rest >= 0) & wanted[self._rest])
+        rows = self._rest[found]
+        found += self._cut
+        if self._front is not None:
+            front = self._front.inverted.places(np.flatnonzero(wanted))
+            front = front[self._query.outside(front)]
+            found, rows = np.concatenate([front, found]), np.concatenate([self._front.numbers[front], rows])
+        return found, rows
+
+    def around(self, start: npt.NDArray[np.intp], length: int) -> npt.NDArray[np.int32]:
+        """int32 ``[n, length]``: the rows from each of the tokens ``start`` [n] on, -1 beside the full blocks."""
+        places = start[:, None] + np.arange(length)
+        behind = places - self._cut
+        rows = np.full(places.shape, -1, dtype=np.int32)
+        known = (behind >= 0) & (behind < len(self._rest))
+        rows[known] = self._rest[behind[known]]
+        if self._front is not None:
+            known = (places >= 0) & (behind < 0)
+            rows[known] = self._front.numbers[places[known]]
+            for begin, stop in self._query.asking:
+                rows[(places >= begin) & (places < stop)] = -1
+        return rows

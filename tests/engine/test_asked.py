@@ -9,6 +9,7 @@ import pytest
 from megacontext_vllm.engine.asked import Asked
 from megacontext_vllm.focus.focus import Focus, Scored
 from megacontext_vllm.focus.lexical import LexicalLens
+from megacontext_vllm.focus.text_index import TextIndex
 
 WORDS = [f" word{i}" for i in range(900)]
 
@@ -20,9 +21,9 @@ class Counting(Focus):
 
     whole = True
 
-    def score(self, tokens: npt.NDArray[np.uint32]) -> Scored:
+    def score(self, tokens: npt.NDArray[np.uint32], index: TextIndex | None = None) -> Scored:
         Counting.scored += 1
-        return replace(super().score(tokens), whole=Counting.whole)
+        return replace(super().score(tokens, index), whole=Counting.whole)
 
 
 @pytest.fixture

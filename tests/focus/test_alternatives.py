@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from megacontext_vllm.focus.alternatives import sought
+from megacontext_vllm.focus.history import History
 from megacontext_vllm.focus.query import Query
 from megacontext_vllm.focus.spelling import Spelling
 from megacontext_vllm.tree.nodes import BLOCK
@@ -46,7 +47,7 @@ def ask(words: dict[int, list[str]], listed: Listed = LISTED, again: int = 33) -
     terms = np.array([ID[piece] for piece in ASKED])
     tokens = np.concatenate([history(words, again=again), terms.astype(np.uint32)])
     query = Query(terms, np.ones(len(terms), dtype=np.float32), LENGTH, len(tokens), alternatives=listed)
-    return query, sought(tokens, query, SPELLING)
+    return query, sought(History(tokens, SPELLING), query)
 
 
 def counted(query: Query) -> list[str]:
@@ -113,10 +114,10 @@ def test_numbers_and_words_that_say_nothing_are_no_things() -> None:
     tokens = np.concatenate([history({100: [" macrame"]}), terms.astype(np.uint32)])
     for listed in (((0, 1, "19"), (1, 2, "macrame")), ((1, 2, "macrame"), (2, 3, "and"))):
         query = Query(terms, np.ones(3, dtype=np.float32), LENGTH, len(tokens), alternatives=listed)
-        assert sought(tokens, query, SPELLING) is query
+        assert sought(History(tokens, SPELLING), query) is query
 
 
 def test_a_history_without_a_full_block() -> None:
     terms = np.array([ID[" macrame"], ID[" tea"]])
     query = Query(terms, np.ones(2, dtype=np.float32), 0, 2, alternatives=((0, 1, "macrame"), (1, 2, "tea")))
-    assert sought(terms.astype(np.uint32), query, SPELLING) is query
+    assert sought(History(terms.astype(np.uint32), SPELLING), query) is query

@@ -10,6 +10,11 @@ from megacontext_vllm.tree.nodes import BLOCK
 WORDS, WIDTH = 50, 16
 
 
+def closely_read(utility: np.ndarray, rows: np.ndarray, meant: Meant) -> np.ndarray:
+    padded = np.pad(rows, BLOCK, constant_values=-1)
+    return read_closely(utility, lambda start, length: padded[BLOCK + start[:, None] + np.arange(length)], meant)
+
+
 def meant(asked: int, seed: int = 0) -> Meant:
     rng = np.random.default_rng(seed)
     vectors = rng.standard_normal((WORDS, WIDTH)).astype(np.float32)
@@ -43,7 +48,7 @@ def test_against_a_plain_loop(blocks: int, asked: int) -> None:
     utility[rng.random(blocks) < 0.3] = 0  # what a first look has nothing of is not read
     utility[0] = 1.0
     before = utility.copy()
-    closely = read_closely(utility, rows, meant(asked))
+    closely = closely_read(utility, rows, meant(asked))
     assert closely.dtype == np.float32 and np.array_equal(utility, before)
     read = np.flatnonzero(utility).tolist()
     np.testing.assert_allclose(closely, plain(utility, rows, meant(asked), read), rtol=1e-4, atol=1e-5)
@@ -55,7 +60,7 @@ def test_only_the_best_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     rows = rng.integers(0, WORDS, 10 * BLOCK).astype(np.int32)
     utility = np.array([5, 1, 2, 9, 3, 8, 0, 4, 6, 7], dtype=np.float32)
-    closely = read_closely(utility, rows, meant(3))
+    closely = closely_read(utility, rows, meant(3))
     np.testing.assert_allclose(closely, plain(utility, rows, meant(3), [3, 5, 9]), rtol=1e-4, atol=1e-5)
     assert set(np.argsort(-closely)[:3].tolist()) == {3, 5, 9}
     rest = [block for block in range(10) if block not in (3, 5, 9)]
@@ -71,7 +76,7 @@ def test_words_that_stand_together_are_worth_more_than_the_same_words_apart() ->
     rows[apart * BLOCK + np.array([0, 15, 31])] = fits
     utility = np.zeros(6, dtype=np.float32)
     utility[[together, apart]] = 1
-    closely = read_closely(utility, rows, question)
+    closely = closely_read(utility, rows, question)
     assert closely[together] > closely[apart] > 0
 
 
@@ -79,14 +84,14 @@ def test_a_window_goes_over_the_boundary_of_a_block() -> None:
     question = meant(4)
     rows = np.full(4 * BLOCK, -1, dtype=np.int32)
     rows[2 * BLOCK - 2 : 2 * BLOCK + 2] = question.gains.argmax(axis=1)
-    closely = read_closely(np.ones(4, dtype=np.float32), rows, question)
+    closely = closely_read(np.ones(4, dtype=np.float32), rows, question)
     assert min(closely[1], closely[2]) > 0.7 and max(closely[0], closely[3]) < 0.34
 
 
 def test_nothing_to_read() -> None:
     nothing = np.zeros(3, dtype=np.float32)
-    assert not read_closely(nothing, np.zeros(3 * BLOCK, dtype=np.int32), meant(2)).any()
-    assert read_closely(nothing[:0], np.zeros(0, dtype=np.int32), meant(2)).shape == (0,)
-    unknown = read_closely(np.ones(3, dtype=np.float32), np.full(3 * BLOCK, -1, dtype=np.int32), meant(2))
+    assert not closely_read(nothing, np.zeros(3 * BLOCK, dtype=np.int32), meant(2)).any()
+    assert closely_read(nothing[:0], np.zeros(0, dtype=np.int32), meant(2)).shape == (0,)
+    unknown = closely_read(np.ones(3, dtype=np.float32), np.full(3 * BLOCK, -1, dtype=np.int32), meant(2))
     np.testing.assert_allclose(unknown, 1 / 3, rtol=1e-6)
     assert MOST >= 64, "a budget of 2,048 shows as many"

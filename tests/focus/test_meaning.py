@@ -4,10 +4,11 @@ import re
 
 import numpy as np
 import pytest
+from looked import looked
 
+from megacontext_vllm.focus.lexical import LexicalLens
 from megacontext_vllm.focus.meaning import MeaningLens
 from megacontext_vllm.focus.query import Query
-from megacontext_vllm.focus.spelling import Spelling
 from megacontext_vllm.nets.lensnet import load
 from megacontext_vllm.tree.nodes import BLOCK
 
@@ -33,8 +34,10 @@ class Text:
     def tokens(self, text: str) -> list[int]:
         return [self.ids.setdefault(piece, len(self.ids)) for piece in re.findall(r" \w+|[^\w\s]", " " + text)]
 
-    def lens(self) -> MeaningLens:
-        return MeaningLens(Spelling(list(self.ids)), NET, np.array([piece == "." for piece in [*self.ids, ""]]))
+    def score(self, tokens: np.ndarray, query: Query) -> np.ndarray:
+        words = LexicalLens(list(self.ids))
+        lens = MeaningLens(words.spelling, NET, np.array([piece == "." for piece in [*self.ids, ""]]))
+        return looked(lambda history: lens.score(history, query), tokens, words, lens.words)
 
 
 def history(text: Text, facts: list[str], blocks: int = 400) -> tuple[np.ndarray, list[int]]:
@@ -59,7 +62,7 @@ def test_finds_what_says_it_in_other_words(which: int) -> None:
     text = Text()
     tokens, where = history(text, [fact for fact, _ in PAIRS])
     query = ask(text, PAIRS[which][1])
-    utility = text.lens().score(tokens, query)
+    utility = text.score(tokens, query)
     assert utility.argmax() == where[which]
     assert utility.max() == 1 and utility.min() >= 0 and utility.shape == (400,)
 
@@ -70,7 +73,7 @@ def test_a_fact_across_two_blocks() -> None:
     piece = text.tokens(PAIRS[0][0])
     tokens[100 * BLOCK - 3 : 100 * BLOCK - 3 + len(piece)] = piece
     query = ask(text, PAIRS[0][1])
-    utility = text.lens().score(tokens, query)
+    utility = text.score(tokens, query)
     assert set(np.argsort(-utility)[:2].tolist()) == {99, 100}
 
 
@@ -81,7 +84,7 @@ def test_the_question_does_not_find_itself() -> None:
     start = len(tokens) - len(asked)
     tokens[start:] = asked
     query = ask(text, PAIRS[0][1], start, len(tokens))
-    utility = text.lens().score(tokens, query)
+    utility = text.score(tokens, query)
     assert utility.argmax() == where[0] and utility[-1] < 0.5
 
 
@@ -90,7 +93,7 @@ def test_a_weight_of_the_question_counts() -> None:
     tokens, where = history(text, [PAIRS[0][0], PAIRS[2][0]])
     terms = np.array(text.tokens("shoes fish"), dtype=np.int64)
     for weights, best in ((np.array([1, 0.2]), 0), (np.array([0.2, 1]), 1)):
-        utility = text.lens().score(tokens, Query(terms, weights.astype(np.float32), 0, 0))
+        utility = text.score(tokens, Query(terms, weights.astype(np.float32), 0, 0))
         assert utility.argmax() == where[best]
 
 
@@ -99,14 +102,13 @@ def test_nothing_to_go_by(question: str) -> None:
     text = Text()
     tokens, _ = history(text, [PAIRS[0][0]])
     query = ask(text, question)
-    assert not text.lens().score(tokens, query).any()
+    assert not text.score(tokens, query).any()
 
 
 def test_small_histories() -> None:
     text = Text()
     query, fact = ask(text, PAIRS[0][1]), np.array(text.tokens(" ".join([PAIRS[0][0]] * 6)), dtype=np.uint32)
-    lens = text.lens()
-    assert lens.score(fact[:0], query).shape == (0,)
-    assert lens.score(fact[:31], query).shape == (0,)
-    assert lens.score(fact[:33], query).shape == (1,)
-    assert not lens.score(np.full(64, 10**6, dtype=np.uint32), query).any(), "ids beyond the vocabulary are no words"
+    assert text.score(fact[:0], query).shape == (0,)
+    assert text.score(fact[:31], query).shape == (0,)
+    assert text.score(fact[:33], query).shape == (1,)
+    assert not text.score(np.full(64, 10**6, dtype=np.uint32), query).any(), "ids beyond the vocabulary are no words"

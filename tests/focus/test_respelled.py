@@ -5,11 +5,13 @@ import re
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
+from looked import looked
 
+from megacontext_vllm.focus.history import History
 from megacontext_vllm.focus.lexical import LexicalLens
 from megacontext_vllm.focus.query import Query
 from megacontext_vllm.focus.respelled import find_respelled
-from megacontext_vllm.focus.spelling import Spelling, word_hash
+from megacontext_vllm.focus.spelling import word_hash
 from megacontext_vllm.tree.nodes import BLOCK
 
 VOCABULARY = [
@@ -19,7 +21,8 @@ VOCABULARY = [
     *("7", "glass7", "'s", ".", " which", "Wh", "ich", " x-y", "é", " É", "\n", " the", ""),
 ]
 ID = {text: i for i, text in enumerate(VOCABULARY)}
-SPELLING = Spelling(VOCABULARY)
+LENS = LexicalLens(VOCABULARY)
+SPELLING = LENS.spelling
 
 
 def ids(*texts: str) -> np.ndarray:
@@ -47,8 +50,14 @@ def test_words_and_places_against_text(tokens: list[int]) -> None:
     assert places.tolist() == [keys.index(key) if key in keys else -1 for key in expected]
 
 
+def block(tokens: np.ndarray) -> np.ndarray:
+    """The tokens, and behind them what is no word, to the end of a block."""
+    return np.append(tokens, np.full(-len(tokens) % BLOCK, len(VOCABULARY), dtype=np.uint32)).astype(np.uint32)
+
+
 def find(question: np.ndarray, history: np.ndarray, start: int = 0, end: int = 0) -> list[tuple[int, int, int]]:
     """(where, slot, slot that follows), slots numbered in order of the question's terms."""
+    history = block(history)
     terms = question.astype(np.int64)
     slots = np.arange(len(terms), dtype=np.int16)
     hits = np.full(len(history), -1, dtype=np.int16)
@@ -56,7 +65,8 @@ def find(question: np.ndarray, history: np.ndarray, start: int = 0, end: int = 0
         hits[history == term] = slot
     query = Query(terms, np.ones(len(terms), dtype=np.float32), start, end)
     query.blank(hits)
-    found = find_respelled(SPELLING, history, hits, query, slots)
+    at = np.flatnonzero(hits >= 0)
+    found = looked(lambda history: find_respelled(history, at, hits[at], query, slots), history, LENS)
     return list(zip(found.at.tolist(), found.first.tolist(), found.second.tolist(), strict=True))
 
 
@@ -66,8 +76,9 @@ def test_other_forms_of_a_word_but_not_of_a_name() -> None:
     assert find(ids(" Write"), ids(" wrote", ".", " wri", "tten")) == []
     terms, slots = asked.astype(np.int64), np.arange(2, dtype=np.int16)
     query = Query(terms, np.ones(2, dtype=np.float32), 0, 0)
-    history = ids(" Write", " wrote")
-    found = find_respelled(SPELLING, history, np.full(2, -1, dtype=np.int16), query, slots)
+    history = block(ids(" Write", " wrote"))
+    none = np.zeros(0, dtype=np.intp)
+    found = find_respelled(History(history, SPELLING), none, none.astype(np.int16), query, slots)
     assert (found.at.tolist(), found.form.tolist()) == ([0, 1], [False, True])
 
 
@@ -100,7 +111,8 @@ def test_the_lens_finds_it_like_the_word_as_asked() -> None:
     tokens[20 * BLOCK + 3 : 20 * BLOCK + 5] = ids(" glass", "blowing")
     tokens[30 * BLOCK + 3] = ID["blowing"]
     asked = ids("Gl", "ass", "blowing").astype(np.int64)
-    found = lens.find(tokens, Query(asked, np.ones(3, dtype=np.float32), 0, 0))
+    query = Query(asked, np.ones(3, dtype=np.float32), 0, 0)
+    found = looked(lambda history: lens.find(history, query), tokens, lens)
     assert found.utility[5] == found.utility[20] == 1 and found.covered > 0.999
     assert 0 < found.utility[30] < 0.5
 
@@ -116,7 +128,8 @@ def test_a_name_out_of_words_that_say_nothing_counts_as_a_whole() -> None:
 
     def best(asked: tuple[str, ...], name: tuple[str, ...]) -> tuple[set[int], float]:
         terms = ids(*asked, " glass").astype(np.int64)
-        found = lens.find(history(*name), Query(terms, np.ones(len(terms), dtype=np.float32), 0, 0))
+        query = Query(terms, np.ones(len(terms), dtype=np.float32), 0, 0)
+        found = looked(lambda text: lens.find(text, query), history(*name), lens)
         return set(np.flatnonzero(found.utility == 1).tolist()), found.covered
 
     for name in ((" Or", "in"), (" Jon", "as")):

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from looked import looked
 
+from megacontext_vllm.focus.history import History
 from megacontext_vllm.focus.lexical import LexicalLens
 from megacontext_vllm.focus.query import Query
 from megacontext_vllm.focus.second_look import look_again, look_ahead
@@ -46,9 +48,9 @@ def words(text: str) -> np.ndarray:
 def look(facts: dict[int, str], **given: object) -> tuple[np.ndarray, np.ndarray]:
     """Utility at the first look, and after looking again."""
     tokens, query = plant(facts, **given)  # type: ignore[arg-type]
-    first = LENS.score(tokens, query)
+    first = LENS.score(History(tokens, LENS.spelling), query)
     before = first.copy()
-    again = look_again(tokens, query, first, LENS)
+    again = looked(lambda history: look_again(history, query, first, LENS), tokens, LENS)
     assert np.array_equal(first, before), "the first look's utilities are not written to"
     assert again.dtype == np.float32 and again.shape == first.shape
     return first, again
@@ -146,7 +148,7 @@ def test_nothing_found_nothing_changed() -> None:
     assert not first.any() and not again.any()
     none = np.zeros(0, dtype=np.uint32)
     query = Query(none.astype(np.int64), np.zeros(0, dtype=np.float32), 0, 0)
-    assert look_again(none, query, np.zeros(0, dtype=np.float32), LENS).shape == (0,)
+    assert look_again(History(none, LENS.spelling), query, np.zeros(0, dtype=np.float32), LENS).shape == (0,)
 
 
 @settings(max_examples=60, deadline=None)
@@ -194,7 +196,7 @@ def ahead(answer: str, facts: dict[int, str], question: str = " Where is parcel 
     everything = np.concatenate([tokens, said])
     asked, about = query.answered(everything, len(said))
     assert np.array_equal(asked.terms, query.terms) and about.terms.tolist() == said.tolist()[-64:]
-    return look_ahead(everything, asked.terms, about, LENS)
+    return looked(lambda history: look_ahead(history, asked.terms, about, LENS), everything, LENS)
 
 
 def test_an_answer_leads_to_what_it_names_and_one_fact_further() -> None:
@@ -223,6 +225,6 @@ def test_any_answer_has_bounded_utilities(prompt: list[int], answer: int) -> Non
     tokens = np.array([*prompt, *range(answer)], dtype=np.uint32) % (len(VOCABULARY) + 2)
     query = Query(np.array([0, 3], dtype=np.int64), np.ones(2, dtype=np.float32), 0, len(prompt) // 2)
     asked, said = query.answered(tokens, answer)
-    led = look_ahead(tokens, asked.terms, said, LENS)
+    led = looked(lambda history: look_ahead(history, asked.terms, said, LENS), tokens, LENS)
     assert led.dtype == np.float32 and led.shape == (len(tokens) // 32,)
     assert ((led >= 0) & (led <= 0.85)).all()

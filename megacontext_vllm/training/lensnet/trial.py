@@ -12,6 +12,7 @@ from itertools import islice
 import numpy as np
 import numpy.typing as npt
 
+from megacontext_vllm.focus.history import History
 from megacontext_vllm.focus.meaning import MeaningLens
 from megacontext_vllm.focus.query import Query
 from megacontext_vllm.focus.spelling import Spelling
@@ -70,9 +71,10 @@ class Trial:
         """int64 ``[questions]``: how many other blocks are found at least as useful as the fact's best, 0 for none."""
         ends = np.array([piece.endswith((".", "?", "!")) for piece in [*self.vocabulary, ""]])
         lens = MeaningLens(self._spelling, net, ends)
+        history = History(self.tokens, self._spelling)
         ranks = []
         for terms, (first, last) in zip(self.questions, self.facts, strict=True):
-            utility = lens.score(self.tokens, Query(terms, np.ones(len(terms), dtype=np.float32), 0, 0))
+            utility = lens.score(history, Query(terms, np.ones(len(terms), dtype=np.float32), 0, 0))
             alike = utility >= utility[first : last + 1].max()
             ranks.append(int(alike.sum() - alike[first : last + 1].sum()))
         return np.array(ranks, dtype=np.int64)

@@ -1,0 +1,68 @@
+"""Indexes of the texts that were asked about last, for the next question about one of them.
+
+A document that is asked about again, a chat that goes on and an answer under way begin with what was indexed before.
+"""
+
+import threading
+from collections import OrderedDict
+
+import numpy as np
+import numpy.typing as npt
+
+from megacontext_vllm.focus.focus import Focus
+from megacontext_vllm.focus.text_index import TextIndex
+from megacontext_vllm.tree.nodes import BLOCK
+
+LONG = 65_536  # tokens; a shorter prompt is looked through in some milliseconds
+_END = 4_096  # tokens of a prompt that are not indexed: its question is another one next time
+_GROWN = 8  # a text that has grown by more than this part of it is indexed anew
+
+Tokens = npt.NDArray[np.uint32]
+
+
+class TextIndexes:
+    """Least recently used out first. Threads may share it.
+
+    Texts of one namespace are not looked at for another: how long a plan takes would tell what others sent.
+    """
+
+    def __init__(self, focus: Focus, max_tokens: int = 20_000_000) -> None:
+        """max_tokens: of all of them together, about 25 bytes each; the last one is kept whatever it has."""
+        self._focus, self._max_tokens = focus, max_tokens
+        self._known: OrderedDict[tuple[str, bytes], TextIndex] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def of(self, namespace: str, prompt: Tokens) -> TextIndex | None:
+        """An index of how ``prompt``, uint32 [N], begins, made now if none is known; None for a short one."""
+        if len(prompt) < LONG:
+            return None
+        known = self._longest(namespace, prompt)
+        begins = 0 if known is None else len(known.tokens)
+        if known is not None and len(prompt) - begins <= max(LONG, begins // _GROWN):
+            return known
+        end = self._focus.lens.spelling.boundary(prompt, len(prompt) - _END)
+        if end == 0:  # one word of 60,000 tokens
+            return known
+        index = self._focus.index_of(prompt[:end])
+        with self._lock:
+            if known is not None:
+                self._known.pop((namespace, known.digest), None)
+            self._known[namespace, index.digest] = index
+            while len(self._known) > 1 and sum(len(each.tokens) for each in self._known.values()) > self._max_tokens:
+                self._known.popitem(last=False)
+        return index
+
+    def _longest(self, namespace: str, prompt: Tokens) -> TextIndex | None:
+        with self._lock:
+            candidates = [index for (of, _), index in self._known.items() if of == namespace]
+        for index in sorted(candidates, key=lambda index: -len(index.tokens)):
+            length = len(index.tokens)
+            whole = length <= len(prompt) // BLOCK * BLOCK
+            # Most others are told by how they begin.
+            alike = whole and np.array_equal(index.tokens[:_END], prompt[: min(length, _END)])
+            if alike and np.array_equal(index.tokens, prompt[:length]):
+                with self._lock:
+                    if (namespace, index.digest) in self._known:
+                        self._known.move_to_end((namespace, index.digest))
+                return index
+        return None

@@ -1,0 +1,91 @@
+"""Which texts stay indexed, and that no namespace sees another's."""
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from megacontext_vllm.engine import text_indexes
+from megacontext_vllm.engine.text_indexes import TextIndexes
+from megacontext_vllm.focus.focus import Focus
+from megacontext_vllm.focus.lexical import LexicalLens
+from megacontext_vllm.focus.text_index import TextIndex
+
+WORDS = [f" word{i}" for i in range(900)]
+LONG, END = 1000, 100
+
+
+class Counting(Focus):
+    """How many texts were indexed, on any focus."""
+
+    made = 0
+
+    def index_of(self, tokens: npt.NDArray[np.uint32]) -> TextIndex:
+        Counting.made += 1
+        return super().index_of(tokens)
+
+
+@pytest.fixture
+def focus(monkeypatch: pytest.MonkeyPatch) -> Counting:
+    monkeypatch.setattr(Counting, "made", 0)
+    monkeypatch.setattr(text_indexes, "LONG", LONG)
+    monkeypatch.setattr(text_indexes, "_END", END)
+    return Counting(LexicalLens(WORDS), frozenset(), lambda ids: "".join(WORDS[i] for i in ids), 64, 128, gap_ids=(1,))
+
+
+def text(length: int, seed: int = 0) -> npt.NDArray[np.uint32]:
+    return np.random.default_rng(seed).integers(0, 900, length).astype(np.uint32)
+
+
+def test_another_question_on_the_same_text(focus: Counting) -> None:
+    indexes = TextIndexes(focus)
+    for seed in range(3):
+        found = indexes.of("a", np.concatenate([text(5000), text(40, 1 + seed)]))
+        assert found is not None and len(found.tokens) == 5000 + 40 - END
+        assert np.array_equal(found.tokens, text(5000)[: len(found.tokens)])
+    assert focus.made == 1
+    indexes.of("b", np.concatenate([text(5000), text(40)]))
+    assert focus.made == 2, "another namespace"
+    changed = text(5000)
+    changed[4000] ^= 1
+    indexes.of("a", changed)
+    assert focus.made == 3
+    indexes.of("a", text(4500))
+    assert focus.made == 4, "a text that ends before what was indexed"
+
+
+def test_a_short_text_is_not_indexed(focus: Counting) -> None:
+    assert TextIndexes(focus).of("a", text(LONG - 1)) is None and not focus.made
+    assert TextIndexes(focus).of("a", text(LONG)) is not None
+
+
+def test_a_chat_that_grows_is_indexed_now_and_then(focus: Counting) -> None:
+    indexes, everything = TextIndexes(focus), text(40_000)
+    for length in range(1000, 40_000, 200):
+        found = indexes.of("a", everything[:length])
+        assert found is not None and np.array_equal(found.tokens, everything[: len(found.tokens)])
+        assert length - len(found.tokens) <= max(LONG, len(found.tokens) // 8) + 200
+    assert 10 < focus.made < 40
+    assert len(indexes._known) == 1, "the longer one takes the place of the shorter"
+
+
+def test_the_least_recently_used_goes_first_and_the_last_stays(focus: Counting) -> None:
+    indexes = TextIndexes(focus, max_tokens=2 * (3000 - END))
+    for seed in (0, 1, 0, 2, 0):
+        indexes.of("a", text(3000, seed))
+    assert focus.made == 3
+    indexes.of("a", text(3000, 1))
+    assert focus.made == 4
+    small = TextIndexes(focus, max_tokens=1)
+    small.of("a", text(3000))
+    small.of("a", text(3000))
+    assert focus.made == 5
+
+
+def test_no_word_is_cut_in_two(monkeypatch: pytest.MonkeyPatch, focus: Counting) -> None:
+    vocabulary = [" begin", "go", "."]
+    focus = Counting(LexicalLens(vocabulary), frozenset(), lambda ids: "", 64, 128, gap_ids=(1,))
+    tokens = np.ones(2000, dtype=np.uint32)
+    assert TextIndexes(focus).of("a", tokens) is None, "one word of 2,000 tokens"
+    tokens[1800] = 0
+    found = TextIndexes(focus).of("a", tokens)
+    assert found is not None and len(found.tokens) == 1800
