@@ -6,6 +6,7 @@ from typing import Any
 from megacontext_vllm.engine.activation import is_active
 from megacontext_vllm.engine.description import WORKERS_ATTRIBUTE
 from megacontext_vllm.engine.patches import Patch
+from megacontext_vllm.engine.token_transport import unpack
 
 
 def _wrap_initialize_kv_caches(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -21,6 +22,8 @@ def _wrap_initialize_kv_caches(original: Callable[..., Any]) -> Callable[..., An
 
 def _wrap_preprocess_add_request(original: Callable[..., Any]) -> Callable[..., Any]:
     def preprocess_add_request(self: Any, request: Any) -> Any:
+        if is_active(self.vllm_config):
+            unpack(request)
         hasher = self.request_block_hasher
         long = len(request.prompt_token_ids or ()) > self.vllm_config.model_config.max_model_len
         if hasher is None or not long or not is_active(self.vllm_config):
@@ -46,8 +49,8 @@ PATCHES = (
     ),
     Patch(
         target="vllm.v1.engine.core:EngineCore.preprocess_add_request",
-        why="leaves out the block hashes of a prompt that will be replaced by its Working Context",
-        until="vLLM computes block hashes lazily",
+        why="unpacks the tokens of a long prompt, and leaves out the block hashes of one that will be replaced",
+        until="vLLM sends prompt tokens as an array and computes block hashes lazily",
         replace=_wrap_preprocess_add_request,
     ),
 )

@@ -2,7 +2,7 @@
 
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 SECONDS = 0.0005
@@ -37,8 +37,10 @@ def giving_way() -> Iterator[None]:
                 sys.setswitchinterval(_before)
 
 
-def let_go(numbers: list[int]) -> None:
+def let_go(numbers: Sequence[int]) -> None:
     """Empty a list that nobody else needs, in pieces: to let go of a million numbers at once takes 8 ms."""
+    if not isinstance(numbers, list):  # an array goes at once
+        return
     with giving_way():
         while numbers:
             del numbers[-_PIECE:]

@@ -16,6 +16,7 @@ from megacontext_vllm.engine.content_ids import content_id
 from megacontext_vllm.engine.giving_way import giving_way
 from megacontext_vllm.engine.notes import note_plan
 from megacontext_vllm.engine.text_indexes import TextIndexes
+from megacontext_vllm.engine.token_transport import TokenArray
 from megacontext_vllm.errors import CorruptTreeError, StoreError
 from megacontext_vllm.focus.calibration import expected_gain
 from megacontext_vllm.focus.focus import Focus, Scored
@@ -52,6 +53,8 @@ class PlanRequest:
     def tokens(self) -> Tokens:
         """All of them, uint32; a new array."""
         length = len(self.prompt)
+        if isinstance(self.prompt, TokenArray):
+            return np.append(self.prompt.array, np.array(self.behind, dtype=np.uint32))
         tokens = np.empty(length + len(self.behind), dtype=np.uint32)
         for start in range(0, length, _PIECE):
             stop = min(start + _PIECE, length)

@@ -19,7 +19,7 @@ def register() -> None:
         patches.apply(patch)
     if not is_tested(vllm_version()):
         return  # asking for the plugin is then refused, with the tested range; deeper names may not even exist
-    from megacontext_vllm.engine import core, front_end, tokenizing
+    from megacontext_vllm.engine import core, front_end, token_transport, tokenizing
 
-    for patch in (*front_end.PATCHES, *tokenizing.PATCHES, *core.PATCHES):
+    for patch in (*front_end.PATCHES, *tokenizing.PATCHES, *token_transport.PATCHES, *core.PATCHES):
         patches.apply(patch)

@@ -9,6 +9,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 from megacontext_vllm.engine.token_pieces import Encoder, Tokens, tokenise
+from megacontext_vllm.engine.token_transport import TokenList
 
 LONG = 32_768  # characters; shorter texts are tokenised in milliseconds
 
@@ -40,7 +41,7 @@ class TokenReuse:
         # A text that goes on where the known one ended takes its place; one that departs is kept beside it.
         replaces = key if known is not None and common == len(known.text) else None
         self._remember(namespace, _Known(text, tokens), replaces)
-        return tokens.ids.tolist()
+        return TokenList.of(tokens.ids)
 
     def _longest(self, namespace: str | None, text: str) -> tuple[tuple[str | None, int] | None, _Known | None, int]:
         with self._lock:

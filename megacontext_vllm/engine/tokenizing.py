@@ -76,7 +76,9 @@ def _wrap_tokenize_prompt(original: Callable[..., Any]) -> Callable[..., Any]:
         ids = getattr(self, KNOWN_TEXTS).tokenise(getattr(params, SALT), text, encoder_of(tokenizer))
         if arguments["truncation"] and len(ids) > arguments["max_length"]:
             return original(self, prompt, params)
-        return self._build_tokens_prompt(ids, prompt)
+        built = self._build_tokens_prompt((), prompt)
+        built["prompt_token_ids"] = ids  # vLLM would make a plain list of it
+        return built
 
     return _tokenize_prompt
 

@@ -15,8 +15,18 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+from vllm.v1.engine import EngineCoreRequest, EngineCoreRequestType
 
-from megacontext_vllm.engine import activation, answers, core, folded_output, front_end, patches, tokenizing
+from megacontext_vllm.engine import (
+    activation,
+    answers,
+    core,
+    folded_output,
+    front_end,
+    patches,
+    token_transport,
+    tokenizing,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOL = ROOT / "tools" / "check_vllm.py"
@@ -24,6 +34,7 @@ PATCHES = (
     *activation.PATCHES,
     *front_end.PATCHES,
     *tokenizing.PATCHES,
+    *token_transport.PATCHES,
     *core.PATCHES,
     *answers.PATCHES,
     *folded_output.PATCHES,
@@ -180,6 +191,10 @@ def _metadata() -> SimpleNamespace:
     return SimpleNamespace(no_penalties=False, output_token_ids=[[1]])
 
 
+def _engine_core_request() -> EngineCoreRequest:
+    return EngineCoreRequest("id", [1] * 100_000, None, None, None, 0.0, None, None, None)
+
+
 # For each patch: what it is called with, for a server that did not ask for the plugin.
 CALLS: dict[str, Callable[[], tuple[tuple[Any, ...], dict[str, Any]]]] = {
     "EngineArgs.add_cli_args": lambda: ((argparse.ArgumentParser(),), {}),
@@ -197,6 +212,15 @@ CALLS: dict[str, Callable[[], tuple[tuple[Any, ...], dict[str, Any]]]] = {
         (SimpleNamespace(engine_client=SimpleNamespace(vllm_config=_inactive())), {"prompt_token_ids": [1]}, "r", None),
         {},
     ),
+    "SyncMPClient._send_input": lambda: (
+        (SimpleNamespace(vllm_config=_inactive()), EngineCoreRequestType.ADD, _engine_core_request()),
+        {},
+    ),
+    "AsyncMPClient._send_input": lambda: (
+        (SimpleNamespace(vllm_config=_inactive()), EngineCoreRequestType.ADD, _engine_core_request(), b"engine"),
+        {},
+    ),
+    "BaseRenderer.validate_token_ids": lambda: ((SimpleNamespace(), [1] * 100_000), {"parameter": "prompt"}),
     "BaseRenderer.render_chat_async": lambda: ((SimpleNamespace(config=_inactive()), [[]], None), {"tok_params": None}),
     "BaseRenderer.render_cmpl_async": lambda: ((SimpleNamespace(config=_inactive()), ["text"]), {"tok_params": None}),
     "BaseRenderer._tokenize_prompt": lambda: (
