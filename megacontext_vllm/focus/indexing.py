@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megacontext_vllm.focus.lexical import LexicalLens
-from megacontext_vllm.focus.text_index import Numbered, SpelledIndex, TextIndex
+from megacontext_vllm.focus.text_index import BlockIndex, Numbered, SpelledIndex, TextIndex
 from megacontext_vllm.focus.words import Words
 
 
@@ -17,6 +17,6 @@ def index(tokens: npt.NDArray[np.uint32], lens: LexicalLens, words: Words | None
     """
     spelled = SpelledIndex(lens.spelling, tokens)
     named, names = lens.named(tokens)
-    rows = None if words is None else Numbered.of(words.rows(tokens, spelled.joined), words.number)
+    rows = None if words is None else BlockIndex(words.rows(tokens, spelled.joined), words.number)
     digest = blake2b(np.ascontiguousarray(tokens).data, digest_size=16).digest()
     return TextIndex(tokens, spelled, Numbered.of(named, lens.number + len(names)), names, rows, digest)

@@ -15,23 +15,31 @@ _MANY = 64
 class Inverted:
     """Of an array of numbers, the places of each. Immutable, so threads may share it."""
 
-    def __init__(self, numbers: npt.NDArray[Any], size: int) -> None:
-        """numbers: integers [N], each in [-1, size); -1 stands for nothing and is not looked up."""
+    def __init__(self, numbers: npt.NDArray[Any], size: int, step: int = 1) -> None:
+        """numbers: integers [N], each in [-1, size); -1 stands for nothing and is not looked up.
+
+        step  numbers to a place, in which each stands once at most.
+        """
         counts = count(numbers, size)
-        self._length = len(numbers)
+        self._length = -(-len(numbers) // step)
         self.counts = counts[1:]
         """int64 [size]: how often each stands."""
-        self._order = _in_order(numbers, size)[counts[0] :].astype(np.int32)
+        self._order = (_in_order(numbers, size)[counts[0] :] // step).astype(np.int32)
         self._starts = np.cumsum(self.counts) - self.counts
 
-    def places(self, wanted: npt.NDArray[Any]) -> npt.NDArray[np.intp]:
-        """Where any of the numbers ``wanted`` (distinct, each in [0, size)) stands, ascending."""
+    def each(self, wanted: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
+        """The places of each of the numbers ``wanted``, distinct and in [0, size), one number behind the other."""
         counts = self.counts[wanted]
         behind = np.cumsum(counts)
         if not len(behind) or not behind[-1]:
-            return np.zeros(0, dtype=np.intp)
+            return np.zeros(0, dtype=np.int32)
         shift = self._starts[wanted] - (behind - counts)
-        found = self._order[np.arange(behind[-1]) + np.repeat(shift, counts)]
+        found: npt.NDArray[np.int32] = self._order[np.arange(behind[-1]) + np.repeat(shift, counts)]
+        return found
+
+    def places(self, wanted: npt.NDArray[Any]) -> npt.NDArray[np.intp]:
+        """The same of all of them together, ascending."""
+        found = self.each(wanted)
         if len(found) * _MANY < self._length:
             return np.sort(found).astype(np.intp)
         stands = np.zeros(self._length, dtype=np.bool_)

@@ -179,7 +179,7 @@ class LexicalLens:
             total += _PAIR * weight * _with_neighbours(_own_score(where, blocks)[0])
 
         hits_at = np.sort(np.concatenate([at, other.at, named]), kind="stable")  # three runs that ascend
-        spread = lend(total, history.tokens, hits_at, self.ending)
+        spread = lend(total, history.tokens, lambda _: hits_at, self.ending)
         best = float(spread.max())
         return Found(spread / np.float32(best) if best > 0 else spread, covered, share)
 

@@ -10,6 +10,8 @@ A vector a block, compared with one of the question, was measured to find less a
 answers is a sentence among others in its block, and the mean of the words drowns it.
 """
 
+from functools import partial
+
 import numpy as np
 import numpy.typing as npt
 
@@ -19,7 +21,7 @@ from megacontext_vllm.focus.neighbours import lend, spread
 from megacontext_vllm.focus.query import Query
 from megacontext_vllm.focus.spelling import Spelling
 from megacontext_vllm.focus.stop_words import STOP_WORDS
-from megacontext_vllm.focus.words import Words
+from megacontext_vllm.focus.words import Rows, Words
 from megacontext_vllm.nets.lensnet import LensNet
 from megacontext_vllm.tree.nodes import BLOCK
 
@@ -57,19 +59,15 @@ class MeaningLens:
         gains = np.zeros((len(asked), len(count)), dtype=np.float32)
         gains[:, said] = np.log1p(odds * self._net.probabilities(list(asked), said))
         gains[gains < _LEAST] = 0
-        at, word = rows.places(np.any(gains, axis=0))
-        if not len(at):
+        fits: npt.NDArray[np.bool_] = np.any(gains, axis=0)
+        if not fits.any():
             return total
-        block = at // BLOCK
-        first = np.flatnonzero(np.append(True, block[1:] != block[:-1]))
         rare = -np.log(np.minimum(common, _EVERYWHERE))
         weights = rare[list(asked)] * np.array(list(asked.values()), dtype=np.float32)
-        for gain, weight in zip(gains, weights, strict=True):
-            own = np.zeros(blocks, dtype=np.float32)
-            own[block[first]] = np.maximum.reduceat(gain[word], first)
+        for own, weight in zip(rows.best(gains, blocks), weights, strict=True):
             total += weight * spread(own, _NEIGHBOUR * own, _NEIGHBOUR * own)
         closely = read_closely(total, rows.around, self._meant(list(asked), gains, weights, rare))
-        lent = lend(closely, history.tokens, at, self._ends)
+        lent = lend(closely, history.tokens, partial(_fitting, rows, fits), self._ends)
         return lent / np.float32(lent.max())
 
     def _meant(
@@ -93,3 +91,10 @@ class MeaningLens:
             if row >= 0 and weight > 0 and row not in self._silent:
                 found[row] = max(found.get(row, 0.0), weight)
         return found
+
+
+def _fitting(rows: Rows, fits: npt.NDArray[np.bool_], blocks: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
+    """The tokens of ``blocks``, ascending, whose rows are among those that ``fits``, bool ``[rows of the table]``."""
+    inside = rows.around(blocks * BLOCK, BLOCK)
+    block, place = np.nonzero((inside >= 0) & fits[inside])
+    return blocks[block] * BLOCK + place

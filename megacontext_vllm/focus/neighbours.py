@@ -4,6 +4,8 @@ Where few places answer, all that is around them is worth showing. Where many an
 on the places themselves, and on a neighbour only if a sentence goes over to it.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 
@@ -20,19 +22,19 @@ _JUDGED = 0.5  # blocks less good than this need no exact look
 def lend(
     utility: npt.NDArray[np.float32],
     tokens: npt.NDArray[np.uint32],
-    hits: npt.NDArray[np.intp],
+    hits: Callable[[npt.NDArray[np.intp]], npt.NDArray[np.intp]],
     ends: npt.NDArray[np.bool_],
 ) -> npt.NDArray[np.float32]:
     """``utility`` float32 [blocks] of each block for itself -> the same with what it inherits from its neighbours.
 
-    tokens  uint32 [N ≥ 32 · blocks]. hits: int [hits], ascending: the tokens that made blocks useful.
+    tokens  uint32 [N ≥ 32 · blocks]. hits: of some blocks, the tokens that made them useful, ascending.
     ends    bool [V]: whether a token ends a sentence or a line; ids beyond count as the last.
     """
     best = utility.max(initial=0.0)
     to_left = to_right = np.full(len(utility), INHERIT, dtype=np.float32)
     if best > 0 and len(apart(utility, _ALIKE * best, _FEW + 1)) > _FEW:
         judged = np.flatnonzero(utility >= _JUDGED * best)
-        left, right = _goes_over(judged, tokens, hits, ends)
+        left, right = _goes_over(judged, tokens, hits(judged), ends)
         to_left, to_right = np.full((2, len(utility)), _INHERIT_OF_MANY, dtype=np.float32)
         to_left[judged[left]] = to_right[judged[right]] = INHERIT
     return spread(utility, to_left * utility, to_right * utility)

@@ -127,6 +127,7 @@ def _words(spelling: Spelling, terms: npt.NDArray[np.int64], slots: npt.NDArray[
             before = spelling.text(terms[max(0, start - 2) : start])
             for form in other_forms(word, before) if word.islower() else ():  # a name has none
                 forms.setdefault(word_hash(form), _Word(cut, form=True))
+    forms.pop(0, None)  # too long to be a word
     return forms | found
 
 

@@ -69,6 +69,8 @@ class Spelling:
                 self.alone[token] = word_hash(runs[-1])
                 if sum(map(str.isalnum, text.casefold())) == len(runs[-1]):
                     self.in_one_token[token] = self.alone[token]
+        self._by_hash = np.argsort(self.in_one_token, kind="stable")
+        self._hashes = self.in_one_token[self._by_hash]
 
     def text(self, tokens: npt.NDArray[Any]) -> str:
         """The text of ``tokens`` [n], of a word without the space in front; ids beyond the vocabulary have none."""
@@ -93,9 +95,17 @@ class Spelling:
         The same as to look ``words`` up, for a history: what is looked up is the vocabulary and the joined words.
         """
         joined = joined or self.joined(tokens)
-        which = look_up(keys, self.in_one_token).take(tokens, mode="clip")
+        which = self.numbered(keys).take(tokens, mode="clip")
         which[joined.parts] = -1
         which[joined.begin] = look_up(keys, self.plain(joined, tokens))
+        return which
+
+    def numbered(self, keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.int16]:
+        """Which of the hashes ``keys``, sorted, none 0, the word has that each token is: int16 [V + 1], -1 for none."""
+        which = np.full(len(self.in_one_token), -1, dtype=np.int16)
+        ends = np.searchsorted(self._hashes, keys), np.searchsorted(self._hashes, keys, side="right")
+        for number, (start, stop) in enumerate(zip(*(end.tolist() for end in ends), strict=True)):
+            which[self._by_hash[start:stop]] = number
         return which
 
     def boundary(self, tokens: npt.NDArray[Any], before: int) -> int:
@@ -133,7 +143,7 @@ class Spelling:
         return Joined(parts, heads, parts[heads], hashes)
 
 
-def look_up(keys: npt.NDArray[np.uint64], hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.int16]:
-    """Which of ``keys`` [≥ 1], sorted, each of ``hashes`` [n] is; -1 for none. int16 of the same shape."""
+def look_up(keys: npt.NDArray[np.uint64], hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.int32]:
+    """Which of ``keys`` [≥ 1], sorted, each of ``hashes`` [n] is; -1 for none. int32 of the same shape."""
     at = np.minimum(np.searchsorted(keys, hashes), len(keys) - 1)
-    return np.where(keys[at] == hashes, at, -1).astype(np.int16)
+    return np.where(keys[at] == hashes, at, -1).astype(np.int32)

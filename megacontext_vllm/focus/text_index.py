@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from megacontext_vllm.focus.inverted import Inverted
+from megacontext_vllm.focus.inverted import Inverted, count
 from megacontext_vllm.focus.spelling import Spelling, look_up
+from megacontext_vllm.tree.nodes import BLOCK
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,19 @@ class Numbered:
     @staticmethod
     def of(numbers: npt.NDArray[np.int32], size: int) -> "Numbered":
         return Numbered(numbers, Inverted(numbers, size))
+
+
+class BlockIndex:
+    """Which numbers each block of 32 tokens has, once each; places are blocks.
+
+    numbers  int32 ``[N]`` of the tokens, -1 for none. counts: int64 ``[size]``, how many tokens have each.
+    """
+
+    def __init__(self, numbers: npt.NDArray[np.int32], size: int) -> None:
+        self.numbers, self.counts = numbers, count(numbers, size)[1:]
+        in_block = np.sort(np.pad(numbers, (0, -len(numbers) % BLOCK), constant_values=-1).reshape(-1, BLOCK), axis=1)
+        in_block[:, 1:][in_block[:, 1:] == in_block[:, :-1]] = -1
+        self.blocks = Inverted(in_block.reshape(-1), size, step=BLOCK)
 
 
 class SpelledIndex:
@@ -50,15 +64,16 @@ class SpelledIndex:
 
     def words(self, keys: npt.NDArray[np.uint64]) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.int16]]:
         """Where words begin whose hashes are ``keys`` [≥ 1], sorted, none of them 0; ascending, and which each is."""
-        which = look_up(keys, self._spelling.in_one_token)
+        which = self._spelling.numbered(keys)
         alone = self.labelled(which)
         alone = alone[~self._in_word[alone]]
         of_alone = which.take(self._read[alone], mode="clip")
-        joined = self._words.inverted.places(np.flatnonzero(look_up(keys, self._hashes) >= 0))
+        known = look_up(self._hashes, keys) if len(self._hashes) else np.zeros(0, dtype=np.int32)
+        joined = self._words.inverted.places(known[known >= 0])
         of_joined = look_up(keys, self._hashes[self._words.numbers[joined]])
         found = np.concatenate([alone, self.joined.begin[joined]])
         order = np.argsort(found)
-        return found[order], np.concatenate([of_alone, of_joined])[order]
+        return found[order], np.concatenate([of_alone, of_joined.astype(np.int16)])[order]
 
 
 @dataclass(frozen=True)
@@ -75,5 +90,5 @@ class TextIndex:
     spelled: SpelledIndex
     named: Numbered
     names: npt.NDArray[np.uint64]
-    rows: Numbered | None
+    rows: BlockIndex | None
     digest: bytes

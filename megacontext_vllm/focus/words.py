@@ -1,6 +1,6 @@
 """Tokens to words: which row of a table of words each word of a history is, for any tokenizer."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -9,7 +9,8 @@ from megacontext_vllm.focus.history import History
 from megacontext_vllm.focus.inverted import count
 from megacontext_vllm.focus.query import Query
 from megacontext_vllm.focus.spelling import Joined, Spelling, word_hash
-from megacontext_vllm.focus.text_index import Numbered
+from megacontext_vllm.focus.text_index import BlockIndex
+from megacontext_vllm.tree.nodes import BLOCK
 
 
 class Words:
@@ -55,30 +56,39 @@ class Words:
 class Rows:
     """The row of a table of words of each token in the full blocks of a prompt, -1 where no word begins or it asks."""
 
-    def __init__(self, front: Numbered | None, rest: npt.NDArray[np.int32], query: Query, number: int) -> None:
+    def __init__(self, front: BlockIndex | None, rest: npt.NDArray[np.int32], query: Query, number: int) -> None:
         """front: of the first tokens, whatever asks. rest: int32 ``[n]``, of those behind, which is changed."""
         self._front, self._rest, self._query, self._number = front, rest, query, number
         self._cut = 0 if front is None else len(front.numbers)
         query.blank(rest, self._cut)
+        self._asking = query.within(self._cut)
 
     def counts(self) -> npt.NDArray[np.int64]:
         """How often each row stands: int64 ``[rows of the table]``."""
         counts = count(self._rest, self._number)[1:]
         if self._front is not None:
-            asking = self._front.numbers[self._query.within(self._cut)]
-            counts += self._front.inverted.counts - count(asking, self._number)[1:]
+            counts += self._front.counts - count(self._front.numbers[self._asking], self._number)[1:]
         return counts
 
-    def places(self, wanted: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.int32]]:
-        """Where the rows stand that are ``wanted``, bool ``[rows of the table]``, ascending, and which it is there."""
-        found = np.flatnonzero((self._rest >= 0) & wanted[self._rest])
-        rows = self._rest[found]
-        found += self._cut
-        if self._front is not None:
-            front = self._front.inverted.places(np.flatnonzero(wanted))
-            front = front[self._query.outside(front)]
-            found, rows = np.concatenate([front, found]), np.concatenate([self._front.numbers[front], rows])
-        return found, rows
+    def best(self, gains: npt.NDArray[np.float32], blocks: int) -> Iterator[npt.NDArray[np.float32]]:
+        """For each of ``gains``, ≥ 0 of each row of the table: the most that each block has of it, float32."""
+        fits: npt.NDArray[np.bool_] = np.any(gains, axis=0)
+        known = np.flatnonzero((self._rest >= 0) & fits[self._rest])
+        rows, block = self._rest[known], (known + self._cut) // BLOCK
+        front = self._front
+        if front is not None:
+            wanted = np.flatnonzero(fits)
+            counts, in_front = front.blocks.counts[wanted], front.blocks.each(wanted)
+            # The index does not know what asks, so that blocks which have a part of it are looked at anew.
+            asking = np.unique(self._asking // BLOCK)
+            inside = self.around(asking * BLOCK, BLOCK)
+        for gain in gains:
+            most = np.zeros(blocks, dtype=np.float32)
+            if front is not None:
+                np.maximum.at(most, in_front, np.repeat(gain[wanted], counts))
+                most[asking] = np.where(inside >= 0, gain[inside], 0).max(axis=1, initial=0)
+            np.maximum.at(most, block, gain[rows])
+            yield most
 
     def around(self, start: npt.NDArray[np.intp], length: int) -> npt.NDArray[np.int32]:
         """int32 ``[n, length]``: the rows from each of the tokens ``start`` [n] on, -1 beside the full blocks."""

@@ -43,7 +43,8 @@ def test_tokens_and_words(text: list[int], before: int, asking: list[tuple[int, 
     query.blank(words)
     rows = TABLE.rows(tokens[:whole])
     query.blank(rows)
-    fits = np.arange(TABLE.number) % 2 == 0
+    gains = np.random.default_rng(before).random((3, TABLE.number)).astype(np.float32)
+    gains[gains < 0.5] = 0
     for indexed in (None, index(tokens[:cut], LENS, TABLE)) if cut else (None,):
         history = History(tokens, LENS.spelling, indexed)
         at, label = history.labelled(labels, query)
@@ -52,8 +53,9 @@ def test_tokens_and_words(text: list[int], before: int, asking: list[tuple[int, 
         assert at.tolist() == np.flatnonzero(words >= 0).tolist() and which.tolist() == words[at].tolist()
         of = TABLE.of(history, query)
         assert of.counts().tolist() == np.bincount(rows[rows >= 0], minlength=TABLE.number).tolist()
-        at, row = of.places(fits)
-        assert at.tolist() == np.flatnonzero((rows >= 0) & fits[rows]).tolist() and row.tolist() == rows[at].tolist()
+        for gain, most in zip(gains, of.best(gains, whole // 32), strict=True):
+            worth = np.where(rows >= 0, gain[rows], 0).reshape(-1, 32)
+            assert most.dtype == np.float32 and most.tolist() == worth.max(axis=1).tolist()
         around = of.around(np.array([-8, 3, whole - 10], dtype=np.intp), 20)
         padded = np.pad(rows, 40, constant_values=-1)
         assert around.tolist() == [padded[40 + start : 60 + start].tolist() for start in (-8, 3, whole - 10)]

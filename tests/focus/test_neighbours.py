@@ -28,7 +28,7 @@ def test_few_places_lend_to_both_sides() -> None:
     utility = alike(10, 30, 50)
     hits = np.array([10 * 32 + 16, 30 * 32 + 16, 50 * 32 + 16])
     ends = [b * 32 + place for b in (10, 30, 50) for place in (2, 30)]  # no sentence goes over
-    spread = lend(utility, history(*ends), hits, ENDS)
+    spread = lend(utility, history(*ends), lambda _: hits, ENDS)
     for block in (10, 30, 50):
         assert spread[block] == 1 and np.allclose(spread[[block - 1, block + 1]], 0.95)
     assert np.count_nonzero(spread) == 9
@@ -38,7 +38,7 @@ def test_of_many_places_a_sentence_lends_more() -> None:
     places = (5, 15, 25, 35, 45)
     hits = np.array([b * 32 + 16 for b in places])
     ends = [5 * 32 + 2, 15 * 32 + 30, 25 * 32 + 2, 25 * 32 + 16, 35 * 32 + 17]
-    spread = lend(alike(*places), history(*ends), hits, ENDS)
+    spread = lend(alike(*places), history(*ends), lambda _: hits, ENDS)
     full, less = 0.95, 0.8
     expected = {4: less, 6: full, 14: full, 16: less, 24: less, 26: less, 34: full, 36: less, 44: full, 46: full}
     for block, value in expected.items():
@@ -50,7 +50,7 @@ def test_an_end_before_the_first_hit_or_behind_the_last_counts_only() -> None:
     """Between the hits of a block sentences may end as they like."""
     places = (5, 15, 25, 35)
     hits = np.array(sorted(b * 32 + place for b in places for place in (8, 24)))
-    spread = lend(alike(*places), history(*(b * 32 + 16 for b in places)), hits, ENDS)
+    spread = lend(alike(*places), history(*(b * 32 + 16 for b in places)), lambda _: hits, ENDS)
     assert all(np.allclose(spread[[b - 1, b + 1]], 0.95) for b in places)
 
 
@@ -58,7 +58,7 @@ def test_blocks_without_a_hit_of_their_own() -> None:
     """Useful by a neighbour's words: nothing goes over from them. And no hits at all."""
     places = (5, 15, 25, 35)
     for hits in (np.array([5 * 32]), np.array([], dtype=np.intp)):
-        spread = lend(alike(*places), history(), hits, ENDS)
+        spread = lend(alike(*places), history(), lambda _, hits=hits: hits, ENDS)
         assert np.allclose(spread[[14, 16, 24, 26]], 0.8)
 
 
@@ -77,6 +77,6 @@ def test_bounds(values: list[float], seed: int) -> None:
     tokens = rng.integers(0, 3, len(values) * 32 + 7).astype(np.uint32)
     hits = np.flatnonzero(rng.random(len(values) * 32) < 0.05)
     before = utility.copy()
-    spread = lend(utility, tokens, hits, ENDS)
+    spread = lend(utility, tokens, lambda _: hits, ENDS)
     assert np.array_equal(utility, before) and spread.dtype == np.float32
     assert (spread >= utility).all() and (spread <= utility.max(initial=0.0)).all()
