@@ -28,9 +28,25 @@ class TokenList(list[int]):
 
     @staticmethod
     def of(array: npt.NDArray[np.int64]) -> "TokenList":
-        tokens = TokenList(array.tolist())
+        """The list of ``array``, whose ids are no more than a few hundred thousand."""
+        tokens = TokenList()
+        known = _numbers(int(array.max(initial=0)))
+        for start in range(0, len(array), _PIECE):
+            tokens.extend(known[array[start : start + _PIECE]].tolist())
         tokens.array = array
         return tokens
+
+
+_PIECE = 32_768  # ids for which the interpreter's lock is held at a time
+_known = np.zeros(0, dtype=np.object_)
+
+
+def _numbers(greatest: int) -> npt.NDArray[np.object_]:
+    """The numbers 0, 1, … as Python has them, once for all lists: to make a million takes 20 ms, and 32 MB for each."""
+    global _known
+    if len(_known) <= greatest:
+        _known = np.arange(greatest + 1).astype(np.object_)
+    return _known
 
 
 class TokenArray(Sequence[int]):
