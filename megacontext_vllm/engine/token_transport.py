@@ -28,7 +28,7 @@ class TokenList(list[int]):
 
     @staticmethod
     def of(array: npt.NDArray[np.int64]) -> "TokenList":
-        """The list of ``array``, whose ids are no more than a few hundred thousand."""
+        """The list of ``array``, whose ids are in [0, some hundred thousand)."""
         tokens = TokenList()
         known = _numbers(int(array.max(initial=0)))
         for start in range(0, len(array), _PIECE):

@@ -1,5 +1,6 @@
 """Where each number stands in a text: an inverted file (Zobel & Moffat 2006), in 4 bytes a token."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import numpy.typing as npt
 _PIECE = 1 << 18
 """Numbers that are counted in one call: numpy holds the interpreter's lock meanwhile."""
 
+_PLACES = 1 << 16
 _MANY = 64
 """One place in so many: it is quicker to mark and collect them than to sort them."""
 
@@ -27,8 +29,17 @@ class Inverted:
         self._order = (_in_order(numbers, size)[counts[0] :] // step).astype(np.int32)
         self._starts = np.cumsum(self.counts) - self.counts
 
-    def each(self, wanted: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
-        """The places of each of the numbers ``wanted``, distinct and in [0, size), one number behind the other."""
+    def in_pieces(self, wanted: npt.NDArray[Any]) -> Iterator[tuple[npt.NDArray[Any], npt.NDArray[np.int32]]]:
+        """``wanted``, distinct and in [0, size), a part at a time, and the places of each, one number behind the other.
+
+        A part has so few places that what is done with them does not hold the interpreter's lock for long.
+        """
+        behind = np.cumsum(self.counts[wanted])
+        parts = np.flatnonzero(np.diff(behind // _PLACES)) + 1
+        for part in np.split(wanted, parts):
+            yield part, self._each(part)
+
+    def _each(self, wanted: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
         counts = self.counts[wanted]
         behind = np.cumsum(counts)
         if not len(behind) or not behind[-1]:
@@ -38,8 +49,8 @@ class Inverted:
         return found
 
     def places(self, wanted: npt.NDArray[Any]) -> npt.NDArray[np.intp]:
-        """The same of all of them together, ascending."""
-        found = self.each(wanted)
+        """The places of all the numbers ``wanted``, ascending."""
+        found = self._each(wanted)
         if len(found) * _MANY < self._length:
             return np.sort(found).astype(np.intp)
         stands = np.zeros(self._length, dtype=np.bool_)

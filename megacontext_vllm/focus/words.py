@@ -77,15 +77,18 @@ class Rows:
         rows, block = self._rest[known], (known + self._cut) // BLOCK
         front = self._front
         if front is not None:
-            wanted = np.flatnonzero(fits)
-            counts, in_front = front.blocks.counts[wanted], front.blocks.each(wanted)
+            pieces = [
+                (wanted, front.blocks.counts[wanted], places)
+                for wanted, places in front.blocks.in_pieces(np.flatnonzero(fits))
+            ]
             # The index does not know what asks, so that blocks which have a part of it are looked at anew.
             asking = np.unique(self._asking // BLOCK)
             inside = self.around(asking * BLOCK, BLOCK)
         for gain in gains:
             most = np.zeros(blocks, dtype=np.float32)
             if front is not None:
-                np.maximum.at(most, in_front, np.repeat(gain[wanted], counts))
+                for wanted, counts, places in pieces:
+                    np.maximum.at(most, places, np.repeat(gain[wanted], counts))
                 most[asking] = np.where(inside >= 0, gain[inside], 0).max(axis=1, initial=0)
             np.maximum.at(most, block, gain[rows])
             yield most

@@ -13,6 +13,7 @@ from megacontext_vllm.focus.inverted import Inverted
 @pytest.mark.parametrize("length", [0, 1, 5, 3000])
 def test_places(size: int, length: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inverted, "_PIECE", 1000)
+    monkeypatch.setattr(inverted, "_PLACES", 500)
     rng = np.random.default_rng(size + length)
     numbers = rng.integers(-1, size, length).astype(np.int32)
     numbers[rng.random(length) < 0.5] = size - 1
@@ -22,6 +23,18 @@ def test_places(size: int, length: int, monkeypatch: pytest.MonkeyPatch) -> None
         expected = np.flatnonzero(np.isin(numbers, wanted))
         assert np.array_equal(found.places(wanted), expected)
         assert np.array_equal(found.places(wanted[::-1]), expected), "in whatever order they are asked for"
+        pieces = list(found.in_pieces(wanted[::-1]))
+        assert np.array_equal(np.concatenate([part for part, _ in pieces]), wanted[::-1])
+        for part, places in pieces:
+            assert places.tolist() == [i for number in part for i in np.flatnonzero(numbers == number).tolist()]
+            assert len(places) <= 500 + found.counts[part].max(initial=0)
+
+
+def test_in_blocks() -> None:
+    """Each block has a number once at most, and is a place as a whole."""
+    numbers = np.array([3, -1, 1, 0, 3, -1, -1, 3], dtype=np.int32)
+    found = Inverted(numbers, 4, step=3)
+    assert found.places(np.array([3])).tolist() == [0, 1, 2] and found.places(np.array([0, 1])).tolist() == [0, 1]
 
 
 @given(st.lists(st.integers(-1, 4)), st.sets(st.integers(0, 4)))
