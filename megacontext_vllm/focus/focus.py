@@ -6,7 +6,7 @@ question → scores of the blocks → what is pinned → allocation; and what is
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -98,8 +98,13 @@ class Focus:
         if settings.lens == "blend":
             meaning = MeaningLens(lexical.spelling, load(settings.lens_net or SHIPPED), lexical.ending)
 
+        @lru_cache(maxsize=1 << 18)
+        def alone(token: int) -> str:
+            return str(tokenizer.decode([token]))
+
         def decode(ids: list[int]) -> str:
-            return str(tokenizer.decode(ids))
+            # Most calls are for one token, and a tokenizer takes 10 µs for each.
+            return alone(ids[0]) if len(ids) == 1 else str(tokenizer.decode(ids))
 
         return Focus(
             lexical,
