@@ -31,6 +31,7 @@ from workload import machine, progress
 from megacontext_vllm.cli.eval_commands import DEFAULT_MODEL
 from megacontext_vllm.config import MegaContextConfig
 from megacontext_vllm.engine.plan import Planner, PlanRequest
+from megacontext_vllm.engine.token_transport import TokenArray
 from megacontext_vllm.eval.prompt import ChatFormat
 from megacontext_vllm.eval.tasks.filler import Filler
 from megacontext_vllm.eval.tasks.needle import Needle
@@ -74,7 +75,7 @@ def measure(planner: Planner, prompts: list[npt.NDArray[np.uint32]], window: int
     late: dict[str, list[float]] = {"nothing": [], "plans": [], "renewed": [], "held": []}
     with ThreadPoolExecutor(max_workers=1) as thread:
 
-        def plan(prompt: list[int] | npt.NDArray[np.uint32], behind: list[int]) -> list[float]:
+        def plan(prompt: TokenArray | npt.NDArray[np.uint32], behind: list[int]) -> list[float]:
             request = PlanRequest("stall", namespace, prompt, window, False, len(behind), behind)
             work = thread.submit(planner.plan, request, gists=False)
             found = beside(work)
@@ -83,7 +84,7 @@ def measure(planner: Planner, prompts: list[npt.NDArray[np.uint32]], window: int
 
         for prompt in prompts:
             started = time.perf_counter()
-            late["plans"] += plan(prompt.tolist(), [])  # as vLLM brings it
+            late["plans"] += plan(TokenArray(prompt), [])  # as the front end sends it
             late["renewed"] += plan(prompt, prompt[-400 : ANSWER - 400].tolist())
             took = time.perf_counter() - started
             late["nothing"] += lateness(seconds_of(took))
