@@ -4,8 +4,8 @@
     .venv/bin/python benchmarks/text_index.py --lengths 65536 1000000
 
 Both find the very same (tests/focus/test_history.py), and here it is checked again. Real text of the training split, of
-all kinds; what is longer than that is the same again. The times are of the lenses alone, in one thread: from the tokens of
-the prompt to the utility of each block.
+all kinds; what is longer than that is the same again. The times are of the lenses alone, in one thread: from the tokens
+of the prompt to the utility of each block.
 """
 
 import argparse
