@@ -1,5 +1,7 @@
 """Tokens of a long prompt on their way from the tokenizer to the planner: the same, however they travel."""
 
+import asyncio
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -7,8 +9,11 @@ import numpy as np
 import pytest
 import torch
 from vllm import SamplingParams
+from vllm.engine.arg_utils import EngineArgs
 from vllm.exceptions import VLLMValidationError
+from vllm.renderers import renderer_from_config
 from vllm.renderers.base import BaseRenderer
+from vllm.renderers.params import TokenizeParams
 from vllm.v1.engine import EngineCoreRequest, EngineCoreRequestType
 from vllm.v1.request import Request
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder
@@ -110,6 +115,20 @@ def test_only_for_an_engine_that_unpacks() -> None:
     send(ours, EngineCoreRequestType.ADD, asked, b"engine")
     assert sent[0] is asked and sent[1] == ["r"]
     assert sent[2].prompt_token_ids == [] and sent[2].prompt_embeds is not None
+
+
+def test_vllm_hands_the_array_on(model_dir: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the text of a request to what is sent: nothing of vLLM on the way makes a plain list of it."""
+    monkeypatch.setenv("VLLM_PLUGINS", "megacontext")
+    settings = {"max_model_len": WINDOW, "additional_config": {"megacontext": {}}}
+    config = EngineArgs(model=str(model_dir), **settings).create_engine_config()
+    renderer = renderer_from_config(config)
+    given = [{"prompt": text[: LONG * 6]}]
+    limits = TokenizeParams(max_total_tokens=10**7, add_special_tokens=False)
+    (rendered,) = asyncio.run(renderer.render_cmpl_async(given, limits, prompt_extras={"cache_salt": "salt"}))
+    ids = rendered["prompt_token_ids"]
+    assert isinstance(ids, TokenList) and len(ids) > LONG
+    assert ids == renderer.get_tokenizer().encode(given[0]["prompt"], add_special_tokens=False) == ids.array.tolist()
 
 
 @pytest.mark.parametrize("wrong", [-1, 151_000])
