@@ -15,7 +15,7 @@ _PRONOUN = re.compile(
     r"\b(?:he|she|his|they|their|its|her"
     # what the text says, and what is so or not, is no thing that was spoken of
     r"|(?<!\bif )it(?!\s+(?:say|mention|state|tell|describe|true|possible|clear|likely|known|necessary)\w*\b"
-    r"|\s+\w+\s+(?:to|that|for|if|whether)\b))\b",
+    r"|\s+(?!(?:up|down|out|off|over)\b)\w+\s+(?:to|that|for|if|whether)\b))\b",
     re.IGNORECASE,
 )
 _OTHERS = re.compile(r"\b(?:him|them|hers|theirs)\b", re.IGNORECASE)
@@ -24,6 +24,7 @@ _POINTS = re.compile(
     r"\b(?:that|this|these|those)"
     r"(?=\s*(?:[?.!,;)]|$)|\s+(?:one|man|woman|person|people|year|day|time|place|number|name)s?\b"
     rf"|\s+(?!{_TEXT}\b)\w+\s*(?:\?|$))"
+    rf"|^\W*(?:is|are|was|were|do|does|did|has|have|had|can|could|will|would)\s+(?:this|that|these|those)\s+(?!{_TEXT}\b)"
     r"|\bof\s+(?:that|this|those|them)\s+(?:is|are|was|were|has|have|had|did|do|does|can|could|will|would)\b"
     r"|(?<!\bis )(?<!\bare )(?<!\bwas )(?<!\bwere )\bthere(?=\s*(?:[?.!,;)]|$))"
     r"|\b(?:then|next)(?=\s*(?:[?.!)]|$))"
@@ -43,6 +44,8 @@ _SAID = (
     " expand details detail example examples quote year day month come give"
 )
 _REPLIES = frozenset(_SAID.split())
+_CHOICE = "option number choice first second third fourth fifth last two three four five both former latter"
+_SAYS_NOTHING = _REPLIES.union(STOP_WORDS, _CHOICE.split())
 _POINTING = """
     fail fails failed failing failure error errors wrong happen happens happened happening mean means meant problem
     problems issue issues fix fixed solve solved resolve resolved repair help helps work works working cause causes
@@ -61,7 +64,8 @@ def points_only(question: str) -> bool:
 def leans_on_before(question: str) -> bool:
     """Whether ``question`` speaks of what only an earlier one names."""
     words = [word.casefold() for word in _WORD.findall(question)]
-    if STOP_WORDS.union(_REPLIES).issuperset(words):
+    # What is left of "option 2" or "b)" says which of the things that were offered.
+    if _SAYS_NOTHING.issuperset(word for word in words if len(word) > 1 and not word.isdecimal()):
         return True
     if _POINTS.search(question) or (_BEGINS.match(question) and len(words) <= _SHORT):
         return True

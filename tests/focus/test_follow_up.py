@@ -14,6 +14,7 @@ LEANING = """
     How many of those were sold? | Which year did this happen? | What did the latter do? | Can you elaborate?
     Where exactly? | In which year? | How come? | Give me the exact quote. | Who approved this decision? | Yes, please.
     In which year was it sold? | How old was she in that year? | But who paid for it? | What did the king say to him?
+    Can you look it up for me? | Is that claim supported by the document? | b) | 2 | the third | Option 2, please.
 """
 ALONE = """
     What is the secret code of Alder Ashby? | What did Lincoln say in his speech? | What does it say about the treaty?
@@ -25,6 +26,7 @@ ALONE = """
     What is the capital of the country that borders it to the north? | Where does it say that prices rose?
     What did Mary Todd think of her husband? | List all that the committee decided. | What time is the meeting?
     Old mills, canals or new towns: which of these does the text speak about? | How many mills are there in the town?
+    Is this text about mills? | Who kept mill 2?
 """
 
 @pytest.mark.parametrize("question", each(LEANING))
