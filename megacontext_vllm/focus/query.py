@@ -1,6 +1,7 @@
 """Find the question in a rendered prompt: what the lenses score the history against, and what must be shown beside it.
 
-The message that asks is read at its two ends (``asking.py``). A question that leans on the one before it ("When did he
+The message that asks is read at its two ends (``asking.py``); where it is doubtful what asks, it is looked for in each
+of its readings. A question that leans on the one before it ("When did he
 die?") takes that one's words along, and its answer's. What a model that is asked is doing about it, a call of a tool,
 is looked for beside the question, as what an answer under way speaks of.
 """
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from megacontext_vllm.focus.asking import Asking
+from megacontext_vllm.focus.asking import Asking, Doubt
 from megacontext_vllm.focus.conversation import Conversation
 from megacontext_vllm.focus.follow_up import leans_on_before, names, points_only
 from megacontext_vllm.focus.many import asks_for_many
@@ -22,7 +23,6 @@ from megacontext_vllm.focus.present import asks_for_now
 from megacontext_vllm.focus.wording import alternatives, asks_for_end, frame, pieces_of
 
 _FRAME_WEIGHT = 0.05  # "... does the text speak about", beside a list: nothing to look for
-_MAYBE = 0.9  # of a question's worth, what one reading of it is worth
 _OTHERS = 0.2  # what the other questions count beside one: they may name what it is about
 _RECENT = 64  # tokens of an answer under way
 _BESIDE_NAME, _NO_NAME = 0.1, 0.5
@@ -60,9 +60,8 @@ class Query:
     step            the call of a tool that ``result`` answers, or its end; (0, 0) without one.
     own             what else the conversation says of what is asked, which is no evidence for it.
     beside          what of the conversation must be shown for the question to be understood, the first before the rest.
-    questions       where several are asked that stand by themselves, or what is asked is doubtful: each, to be looked
-                    for by itself.
-    worth           of the best place for it, beside the best for others.
+    questions       where several are asked that stand by themselves: each, to be looked for by itself.
+    readings        where what is asked is doubtful: each of what it may be, the likeliest first; else empty.
     """
 
     terms: npt.NDArray[np.int64]
@@ -85,7 +84,7 @@ class Query:
     own: tuple[Range, ...] = ()
     beside: tuple[Range, ...] = ()
     questions: tuple["Query", ...] = ()
-    worth: float = 1.0
+    readings: tuple["Query", ...] = ()
 
     @property
     def asking(self) -> tuple[Range, ...]:
@@ -150,7 +149,15 @@ class Query:
     def _plain(self, terms: npt.NDArray[np.int64], weights: npt.NDArray[np.float32]) -> "Query":
         """Other terms in the same prompt, of which nothing is known but that they are looked for."""
         return replace(
-            self, terms=terms, weights=weights, leans_on=None, now=False, many=False, alternatives=(), questions=()
+            self,
+            terms=terms,
+            weights=weights,
+            leans_on=None,
+            now=False,
+            many=False,
+            alternatives=(),
+            questions=(),
+            readings=(),
         )
 
 
@@ -162,7 +169,7 @@ def find_query(
     tokens       uint32 [N], the whole prompt with the template's special tokens.
     special_ids  ids that never stand for text.
     decode       token ids -> text, called with one or a few ids.
-    max_terms    at most this many tokens of the last paragraph, from its end, and as many of an opening instruction.
+    max_terms    at most this many tokens of the last paragraph, from its end.
     returns      Query; empty terms for a prompt without words.
     """
     messages, instructions = find_messages(tokens, special_ids, decode)
@@ -184,7 +191,7 @@ def find_query(
         alternatives=tuple((first + start, first + stop, text) for start, stop, text in listed),
         document=asked.start - talk.question.start if asked.last and not for_end else 0,
         reading=_reading(talk, asked, instructions),
-        overview=asks_for_overview(text),
+        overview=asks_for_overview(text) and not leans_on_before(text),
         ends=asks_for_ends(text),
         instructions=instructions,
         beside=tuple(part for part in (asked.first, asked.in_front) if part[1]),
@@ -193,7 +200,15 @@ def find_query(
         query = _leaning(query, tokens, talk, decode, max_terms)
     if talk.results:
         query = _working(query, talk, for_end)
-    return replace(query, questions=_one_by_one(query, asked.questions, decode) or _both_ways(query, asked))
+    query = replace(query, questions=_one_by_one(query, asked.questions, decode))
+    readings = _both_ways(query, asked)
+    if asked.doubt is not None:
+        opened = _opened(query, asked.opening, asked.doubt, decode)
+        ended = readings or (query,)
+        readings = (opened, *ended) if asked.doubt.likelier else (*ended, opened)
+        first, last = (query.ends[end] or opened.ends[end] for end in (0, 1))
+        query = replace(query, ends=(first, last))
+    return replace(query, readings=readings)
 
 
 def _both_ways(query: Query, asked: Asking) -> tuple[Query, ...]:
@@ -202,7 +217,21 @@ def _both_ways(query: Query, asked: Asking) -> tuple[Query, ...]:
         return ()
     weights = query.weights.copy()
     weights[slice(*asked.about)] = 0
-    return replace(query, weights=weights), replace(query, own=(*query.own, asked.in_front), worth=_MAYBE)
+    return replace(query, weights=weights), replace(query, own=(*query.own, asked.in_front))
+
+
+def _opened(query: Query, opening: Range, doubt: Doubt, decode: Decode) -> Query:
+    """``query`` where what its message opens with is what asks."""
+    text = decode(query.terms[: opening[1] - opening[0]].tolist())
+    opened = replace(
+        query._plain(query.terms, doubt.weights),
+        now=asks_for_now(text),
+        many=asks_for_many(text),
+        reading=(opening[1], query.end),
+        overview=asks_for_overview(text),
+        ends=asks_for_ends(text),
+    )
+    return replace(opened, questions=_one_by_one(opened, doubt.questions, decode))
 
 
 def _one_by_one(query: Query, questions: Sequence[slice], decode: Decode) -> tuple[Query, ...]:
@@ -226,15 +255,15 @@ def _reading(talk: Conversation, asked: Asking, instructions: int) -> Range:
     return beside if beside[1] - beside[0] >= _TEXT else (min(instructions, message.start), message.start)
 
 
-def _leaning(
-    query: Query, tokens: npt.NDArray[np.uint32], talk: Conversation, decode: Decode, max_terms: int
-) -> Query:
+def _leaning(query: Query, tokens: npt.NDArray[np.uint32], talk: Conversation, decode: Decode, max_terms: int) -> Query:
     """``query`` with what it leans on: the words of the question before, and of how its answer begins and ends."""
     terms, weights, own, beside = [], [], [*query.own], [*query.beside]
     worth = 1.0
     for number, exchange in enumerate(talk.before):
         asked = Asking.of(tokens, exchange.question, decode, max_terms)
-        parts = [(asked.start, asked.end) if asked.last else asked.opening]
+        parts = [(asked.start, asked.end)] if asked.last else []
+        if not asked.last or asked.doubt is not None:
+            parts.append(asked.opening)
         if exchange.answer is not None:
             start, end = exchange.answer.start, exchange.answer.end
             # It begins with what was asked for, and ends with what else might be.
