@@ -28,7 +28,8 @@ from megacontext_vllm.focus.neighbours import apart
 from megacontext_vllm.focus.overview import raise_ends, spread_out
 from megacontext_vllm.focus.pins import pins
 from megacontext_vllm.focus.present import told_backwards
-from megacontext_vllm.focus.query import Query, find_query
+from megacontext_vllm.focus.query import Query
+from megacontext_vllm.focus.question import find_query
 from megacontext_vllm.focus.second_look import look_again, look_ahead
 from megacontext_vllm.focus.surroundings import answering, outdate, surround, versions, without_rivals
 from megacontext_vllm.focus.text_index import TextIndex

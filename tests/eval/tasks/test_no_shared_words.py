@@ -10,8 +10,10 @@ from megacontext_vllm.eval.tasks.base import Task
 from megacontext_vllm.eval.tasks.filler import Filler
 from megacontext_vllm.eval.tasks.needle import Needle
 from megacontext_vllm.eval.tasks.no_shared_words import TEMPLATES, NoSharedWords
+from megacontext_vllm.focus.history import History
 from megacontext_vllm.focus.lexical import LexicalLens
-from megacontext_vllm.focus.query import Query, find_query
+from megacontext_vllm.focus.query import Query
+from megacontext_vllm.focus.question import find_query
 from megacontext_vllm.focus.vocabulary import special_ids, surface_strings
 
 
@@ -25,7 +27,7 @@ def best(lens: LexicalLens, chat: ChatFormat, sought: str, *texts: str) -> float
     terms = chat.encode(sought).astype(np.int64)
     tokens = np.concatenate([chat.encode(text) for text in texts] + [chat.encode("\n" * 31)])
     tokens = np.concatenate([tokens, np.repeat(chat.encode("\n")[:1], 64)])
-    return float(lens.score(tokens, Query(terms, np.ones(len(terms), dtype=np.float32), 0, 0)).max())
+    return float(lens.score(History(tokens, lens.spelling), Query(terms, np.ones(len(terms), dtype=np.float32), 0, 0)).max())
 
 
 def test_there_are_many_different_ones() -> None:
@@ -64,7 +66,7 @@ def evidence_scores(lens: LexicalLens, task: Task, filler: Filler, chat: ChatFor
             [(start, stop)] = sample.evidence
             before = len(prompt.prefix)
             evidence = slice((before + start) // 32, (before + stop - 1) // 32 + 1)
-            found.append(float(lens.score(prompt.tokens, query)[evidence].max()))
+            found.append(float(lens.score(History(prompt.tokens, lens.spelling), query)[evidence].max()))
     return found
 
 

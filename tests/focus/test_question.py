@@ -5,7 +5,8 @@ import re
 import numpy as np
 import pytest
 
-from megacontext_vllm.focus.query import Query, find_query
+from megacontext_vllm.focus.query import Query
+from megacontext_vllm.focus.question import find_query
 
 SPECIAL = ["<|im_start|>", "<|im_end|>", "<|begin|>", "<|header|>", "<|/header|>", "<|eot|>", "[INST]", "[/INST]"]
 PIECE = re.compile("|".join(map(re.escape, SPECIAL)) + r"|\n+| ?\w+| ?[^\w\s]| ")
