@@ -27,7 +27,8 @@ def best(lens: LexicalLens, chat: ChatFormat, sought: str, *texts: str) -> float
     terms = chat.encode(sought).astype(np.int64)
     tokens = np.concatenate([chat.encode(text) for text in texts] + [chat.encode("\n" * 31)])
     tokens = np.concatenate([tokens, np.repeat(chat.encode("\n")[:1], 64)])
-    return float(lens.score(History(tokens, lens.spelling), Query(terms, np.ones(len(terms), dtype=np.float32), 0, 0)).max())
+    query = Query(terms, np.ones(len(terms), dtype=np.float32), 0, 0)
+    return float(lens.score(History(tokens, lens.spelling), query).max())
 
 
 def test_there_are_many_different_ones() -> None:
