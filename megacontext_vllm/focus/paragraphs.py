@@ -63,12 +63,9 @@ def paragraphs(
     """
     low = max(message.start, message.end - _LOOK)
     texts = [decode([token]) for token in tokens[low : message.end].tolist()]
-    stop = len(texts)
-    while stop:
-        worded = [i for i in range(stop) if has_word(texts[i])]
-        if not worded:
-            return
-        end = worded[-1] + 1
+    stop, worded = len(texts), [*map(has_word, texts)]
+    while any(worded[:stop]):
+        end = max(i for i in range(stop) if worded[i]) + 1
         while end < stop and texts[end].strip():
             end += 1  # marks after the last word, such as "?"
         begin, words = 0, 0
