@@ -15,6 +15,7 @@ from megacontext_vllm.tree.nodes import BLOCK
 
 LONG = 65_536  # tokens; a shorter prompt is looked through in some milliseconds
 _END = 4_096  # tokens of a prompt that are not indexed: its question is another one next time
+_OF_ITS_OWN = 100_000  # tokens that as much memory would hold as an index takes whatever its length
 _GROWN = 8  # a text that has grown by more than this part of it is indexed anew
 
 Tokens = npt.NDArray[np.uint32]
@@ -40,15 +41,17 @@ class TextIndexes:
         begins = 0 if known is None else len(known.tokens)
         if known is not None and len(prompt) - begins <= max(LONG, begins // _GROWN):
             return known
-        end = self._focus.lens.spelling.boundary(prompt, len(prompt) - _END)
-        if end == 0:  # one word of 60,000 tokens
+        # A word does not go over the end of an index. One that goes on for long is no word, and not looked through.
+        start = len(prompt) - 2 * _END
+        end = start + self._focus.lens.spelling.boundary(prompt[start:], _END)
+        if end == start:
             return known
-        index = self._focus.index_of(prompt[:end])
+        index = self._focus.index_of(prompt[:end].copy())  # of its own: the prompt's is longer, and would stay
         with self._lock:
             if known is not None:
                 self._known.pop((namespace, known.digest), None)
             self._known[namespace, index.digest] = index
-            while len(self._known) > 1 and sum(len(each.tokens) for each in self._known.values()) > self._max_tokens:
+            while len(self._known) > 1 and sum(map(_size, self._known.values())) > self._max_tokens:
                 self._known.popitem(last=False)
         return index
 
@@ -60,9 +63,16 @@ class TextIndexes:
             whole = length <= len(prompt) // BLOCK * BLOCK
             # Most others are told by how they begin.
             alike = whole and np.array_equal(index.tokens[:_END], prompt[: min(length, _END)])
+            # Another prompt may go on with a word where this one's ends.
+            alike = alike and self._focus.lens.spelling.boundary(prompt[length - 1 : length + 1], 1) == 1
             if alike and np.array_equal(index.tokens, prompt[:length]):
                 with self._lock:
                     if (namespace, index.digest) in self._known:
                         self._known.move_to_end((namespace, index.digest))
                 return index
         return None
+
+
+def _size(index: TextIndex) -> int:
+    """In tokens: what it takes whatever its length, tables of the vocabulary, is that of 100,000 at most."""
+    return len(index.tokens) + _OF_ITS_OWN

@@ -44,9 +44,10 @@ _known = np.zeros(0, dtype=np.object_)
 def _numbers(greatest: int) -> npt.NDArray[np.object_]:
     """The numbers 0, 1, … as Python has them, once for all lists: to make a million takes 20 ms, and 32 MB for each."""
     global _known
-    if len(_known) <= greatest:
-        _known = np.arange(greatest + 1).astype(np.object_)
-    return _known
+    known = _known  # another thread may put a shorter one in its place
+    if len(known) <= greatest:
+        known = _known = np.arange(greatest + 1).astype(np.object_)
+    return known
 
 
 class TokenArray(Sequence[int]):

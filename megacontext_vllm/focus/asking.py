@@ -1,37 +1,29 @@
 """What one message asks: mostly its last paragraph, sometimes its first (a question or an instruction before a text).
 
-Only the two ends of the message are read: the cost does not depend on how long it is. Which of them asks is often
-doubtful; then it is looked for at both.
+Only the two ends of the message are read: the cost does not depend on how long it is.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from megacontext_vllm.focus.closing import Closing, Range
 from megacontext_vllm.focus.how_to_answer import introduces, requests, says_how
-from megacontext_vllm.focus.messages import Decode, Message
-from megacontext_vllm.focus.opening import Opening, labelled
+from megacontext_vllm.focus.messages import Decode, Message, has_word
 
+_OPENING_LOOK = 64  # tokens of an opening instruction
+_OPENING_PLAIN = 32  # without a question mark; a longer first line is the text itself, and would find itself
+_LABELLED_LOOK = 256  # tokens in front of a text, of which one line is called the question
 _LONG_MESSAGE = 256
+_MIN_WORDS = 3
 _MINOR_WEIGHT = 0.25
 _HOW = 0.05
-
-
-class Doubt(NamedTuple):
-    """The opening may be what is asked, and not the end of the message.
-
-    weights    float32 [terms], what the terms count then.
-    questions  the terms of each question of the opening, where it has several; else empty.
-    likelier   than the end.
-    """
-
-    weights: npt.NDArray[np.float32]
-    questions: tuple[slice, ...]
-    likelier: bool
+_LABEL = re.compile(
+    r"^\W*(?:(?:user|my|the)\s+)?(?:question|query|instruction)\s*:\W*(?=\w)", re.IGNORECASE | re.MULTILINE
+)
 
 
 @dataclass(frozen=True)
@@ -43,7 +35,6 @@ class Asking:
     asks            the terms that ask; of the opening or of the question's paragraph.
     last            the question stands at the end of its message, and not in front of a text.
     questions       the terms of each question, where several are asked that stand by themselves; else empty.
-    doubt           what else may be asked; None where nothing may. ``weights`` and ``asks`` are without it.
     about           ``[start, stop)`` of the terms that are only what it may be asked about; mostly none.
     in_front        their tokens, in front of ``start``; (0, 0) without any.
     """
@@ -57,7 +48,6 @@ class Asking:
     asks: slice
     last: bool
     questions: tuple[slice, ...] = ()
-    doubt: Doubt | None = None
     about: Range = (0, 0)
     in_front: Range = (0, 0)
 
@@ -65,45 +55,41 @@ class Asking:
     def of(tokens: npt.NDArray[np.uint32], message: Message, decode: Decode, max_terms: int) -> "Asking":
         """What ``message`` of the prompt ``tokens`` (uint32 [N]) asks; no terms if it has no words.
 
-        max_terms: at most this many tokens of a paragraph, from its end.
+        max_terms: at most this many tokens of a paragraph, from its end, and as many of an opening.
         """
-        opens = Opening.of(tokens, message, message.end, decode)
-        opening_asks = requests(opens.text) and not says_how(opens.text)
-        closing = Closing.of(tokens, message, decode, max_terms, opening_asks=opening_asks)
-        if opens.lines[1] > closing.start:
-            opens = Opening.of(tokens, message, closing.start, decode)
-        called = labelled(tokens, message, closing.asks, decode)
-        opens = called or opens
-        leads = called is not None or _is_document(closing, message, opens)
-        doubted = not leads and _may_ask(closing, message, opens)
-        opening = opens.lines if leads or doubted else opens.first
+        line = _first_line(tokens, message, message.end, decode)
+        opens = decode(tokens[slice(*line)].tolist())
+        closing = Closing.of(
+            tokens, message, decode, max_terms, opening_asks=requests(opens) and not says_how(opens)
+        )
+        if line[1] > closing.start:
+            line = _first_line(tokens, message, closing.start, decode)
+        labelled = _labelled(tokens, message, closing, decode)
+        start, stop = labelled if labelled[1] else line
+        opening = (start, min(stop, start + max_terms))
+        text = decode(tokens[slice(*opening)].tolist())
+        first = (message.start, stop) if labelled[1] else opening if introduces(text) else (0, 0)
+        leads = bool(labelled[1]) or (stop > 0 and _is_document(closing, message, text))
         # Where the end asks, the first line counts only if it reads like an instruction: else it is the text's title.
-        said = decode(tokens[slice(*opening)].tolist()).rstrip()
-        if not (leads or doubted) and "?" in closing.asks.text and not said.endswith((":", "?")):
+        if not leads and "?" in closing.asks.text and not text.rstrip().endswith((":", "?")):
             opening = (0, 0)
-        parts = [opening, (closing.asks.start, closing.asks.end), *((part.start, part.end) for part in closing.beside)]
+        beside = [(part.start, part.end) for part in closing.beside]
+        parts = [opening, (closing.asks.start, closing.asks.end), *beside]
         sizes = [stop - start for start, stop in parts]
+        weights = _weights(closing, sizes, leads)
         where = list(zip(parts, np.cumsum([0, *sizes[:-1]]).tolist(), strict=True))
-        weights, doubt = _weights(closing, sizes, leads), None
-        questions = tuple(_among(where, question) for question in (opens if leads else closing).questions)
-        if leads:
-            weights[0] = opens.weights(_HOW)
-        elif doubted:
-            alone = np.concatenate([opens.weights(_HOW), np.zeros(sum(sizes[1:]), dtype=np.float32)])
-            doubt = Doubt(alone, tuple(_among(where, question) for question in opens.questions), not closing.requests)
-            weights[0][:] = 0
+        asking = closing.asks.asking
+        asks = slice(0, sizes[0]) if leads else _among(where, (asking.start, closing.asks.end))
         return Asking(
             np.concatenate([tokens[slice(*part)] for part in parts]).astype(np.int64),
             np.concatenate(weights),
             closing.start,
             closing.end,
             opening,
-            # What stands in front of a line that is called the question says how to read it.
-            (message.start, opens.lines[1]) if called or introduces(opens.text) else (0, 0),
-            slice(0, sizes[0]) if leads else _among(where, (closing.asks.asking.start, closing.asks.end)),
+            first,
+            asks,
             not leads,
-            questions,
-            doubt,
+            () if leads else tuple(_among(where, question) for question in closing.questions),
             *_about(closing, sizes, leads),
         )
 
@@ -149,14 +135,42 @@ def minor_weight(count: int, of: int) -> float:
     return _MINOR_WEIGHT * min(1.0, of / count) if count else 0.0
 
 
-def _is_document(closing: Closing, message: Message, opens: Opening) -> bool:
+def _is_document(closing: Closing, message: Message, first: str) -> bool:
     """The last paragraph asks nothing and the first seems to: question before document."""
-    if not opens.text or "?" in closing.asks.text or message.end - message.start <= _LONG_MESSAGE:
+    if "?" in closing.asks.text or message.end - message.start <= _LONG_MESSAGE:
         return False
-    return "?" in opens.text or not closing.asks.whole
+    return "?" in first or not closing.asks.whole
 
 
-def _may_ask(closing: Closing, message: Message, opens: Opening) -> bool:
-    """Whether the opening is as likely to ask as the end: it seems to, or neither does."""
-    seems_to = opens.has_words and (opens.asks or not closing.requests)
-    return seems_to and message.end - message.start > _LONG_MESSAGE
+def _first_line(tokens: npt.NDArray[np.uint32], message: Message, before: int, decode: Decode) -> Range:
+    """``[start, stop)`` of the message's first line if it is short enough to be an instruction, else nothing."""
+    if not message.opened:
+        return (0, 0)
+    start = message.start
+    texts = [decode([token]) for token in tokens[start : min(before, start + _OPENING_LOOK)].tolist()]
+    words = 0
+    for i, text in enumerate(texts):
+        words += has_word(text)
+        if "\n" in text and words >= _MIN_WORDS:
+            line = tokens[start : start + i + 1]
+            short = len(line) <= _OPENING_PLAIN or "?" in decode(line.tolist())
+            return (start, start + len(line)) if short else (0, 0)
+    return (0, 0)
+
+
+def _labelled(tokens: npt.NDArray[np.uint32], message: Message, closing: Closing, decode: Decode) -> Range:
+    """``[start, stop)`` of a line near the message's start that is called the question, if its end asks nothing."""
+    end = closing.asks.text
+    if not message.opened or _LABEL.search(end) or requests(end):
+        return (0, 0)
+    low = message.start
+    texts = [decode([token]) for token in tokens[low : min(closing.asks.start, low + _LABELLED_LOOK)].tolist()]
+    ends = np.cumsum([len(text) for text in texts])
+    found = _LABEL.search("".join(texts))
+    if found is None:
+        return (0, 0)
+    newline = "".join(texts).find("\n", found.end())
+    if newline < 0:
+        return (0, 0)
+    start, stop = np.searchsorted(ends, [found.end(), newline], side="right").tolist()
+    return low + start, low + stop

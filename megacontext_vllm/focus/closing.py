@@ -33,7 +33,7 @@ from megacontext_vllm.focus.paragraphs import Paragraph, paragraphs
 
 _RULES = 6  # paragraphs in front of the question that say how to answer it
 _DOUBTED = 0.5  # what a question counts that stands in front of what may be a request, or how to answer it
-MOST_QUESTIONS = 4  # questions that are looked for one by one
+_MOST = 4  # questions that are looked for one by one
 _HEADING = 24  # tokens of a line over questions
 _ABOUT = 96  # tokens that "Why does this fail?" is asked about
 _ENOUGH = 12  # of them; less is a heading, or "I get this error:", and belongs to what stands in front of it
@@ -60,7 +60,6 @@ class Closing:
     start, end  it and all that belongs to it, which must be shown.
     beside      what else is looked for.
     questions   where there are several that stand by themselves, the tokens of each, in their order; else empty.
-    requests    whether anything of it asks, or is one of a list, as far as can be told.
     about       how many of ``beside``, the first ones, are what it may be asked about, if it does not ask by itself.
                 They stand in front of ``start``.
     """
@@ -70,7 +69,6 @@ class Closing:
     end: int
     beside: tuple[Beside, ...] = ()
     questions: tuple[Range, ...] = ()
-    requests: bool = False
     about: int = 0
 
     @staticmethod
@@ -101,8 +99,7 @@ class Closing:
             *Beside.all(more, 1.0),
             *Beside.all(may_ask, _DOUBTED * _share(asks, may_ask)),
         )
-        asking = any(requests(part.text) or is_item(part.text) for part in (*found[: at + 1], *more, *doubted, *about))
-        return Closing(asks, [asks, *more, *doubted][-1].start, found[0].end, beside, questions, asking, len(about))
+        return Closing(asks, [asks, *more, *doubted][-1].start, found[0].end, beside, questions, len(about))
 
 
 def _size(found: Sequence[Paragraph]) -> int:
@@ -161,22 +158,16 @@ def _goes_on(above: Paragraph, below: Paragraph) -> bool:
 def _one_by_one(asking: Sequence[Paragraph]) -> tuple[Range, ...]:
     """The tokens of each question in these paragraphs, if each of them can be looked for by itself."""
     each = [sentence for paragraph in asking for sentence in paragraph.sentences if "?" in sentence.text]
-    if not 1 < len(each) <= MOST_QUESTIONS or not all(paragraph.whole for paragraph in asking):
+    if not 1 < len(each) <= _MOST or not all(paragraph.whole for paragraph in asking):
         return ()
-    if not all(stands_alone(question.text) for question in each):
+    if any(points_only(question.text) or leans_on_before(question.text) for question in each):
         return ()
     return tuple((question.start, question.end) for question in each)
 
 
-def stands_alone(question: str) -> bool:
-    """Whether ``question`` can be looked for by itself."""
-    return not (points_only(question) or leans_on_before(question))
-
-
 def _about(asks: Paragraph, ahead: Sequence[Paragraph]) -> list[Paragraph]:
     """What a question that does not ask by itself may be asked about, or what asks in its place; the last one first."""
-    asking = asks.asking.text
-    if own_words(asking) and not points_only(asking) and not leans_on_before(asks.text) and requests(asks.text):
+    if not (points_only(asks.asking.text) or leans_on_before(asks.text) or not requests(asks.text)):
         return []
     about: list[Paragraph] = []
     for paragraph in ahead:

@@ -28,12 +28,10 @@ from megacontext_vllm.focus.neighbours import apart
 from megacontext_vllm.focus.overview import raise_ends, spread_out
 from megacontext_vllm.focus.pins import pins
 from megacontext_vllm.focus.present import told_backwards
-from megacontext_vllm.focus.query import Query
-from megacontext_vllm.focus.question import find_query
+from megacontext_vllm.focus.query import Query, find_query
 from megacontext_vllm.focus.second_look import look_again, look_ahead
 from megacontext_vllm.focus.surroundings import answering, outdate, surround, versions, without_rivals
 from megacontext_vllm.focus.text_index import TextIndex
-from megacontext_vllm.focus.turns import best_of, in_turn
 from megacontext_vllm.focus.vocabulary import special_ids, surface_strings
 from megacontext_vllm.focus.working_context import WorkingContext
 from megacontext_vllm.nets.lensnet import SHIPPED, load
@@ -134,7 +132,7 @@ class Focus:
         ``index``: of its first tokens, at most the full blocks; changes how long it takes and nothing else.
         """
         query = find_query(tokens, self.special_ids, self.decode)
-        if query.overview and not query.readings:
+        if query.overview:
             return Scored(len(tokens), query, self._spread_out(tokens, query), anywhere=True)
         history = History(tokens, self.lens.spelling, index)
         utility, whole, anywhere = self._each(history, query)
@@ -149,14 +147,15 @@ class Focus:
         return Scored(len(tokens), query, utility, whole=whole, anywhere=anywhere)
 
     def _each(self, history: History, query: Query) -> tuple[npt.NDArray[np.float32], bool, bool]:
-        """The same as ``_utility``, for each question where there are several, and each that may be meant."""
-        each = query.readings or query.questions
-        if each:
-            found, whole, anywhere = zip(*(self._each(history, one) for one in each), strict=True)
-            return in_turn(found) if query.readings else best_of(found), all(whole), all(anywhere)
-        if query.overview:
-            return self._spread_out(history.tokens, query), True, True
-        return self._utility(history, query)
+        """The same as ``_utility``; where several questions are asked, of whatever is best for any of them."""
+        if not query.questions:
+            return self._utility(history, query)
+        found, whole, anywhere = zip(*(self._utility(history, one) for one in query.questions), strict=True)
+        best = [float(utility.max(initial=0)) for utility in found]
+        both = np.zeros_like(found[0])
+        for one, utility, most in zip(query.questions, found, best, strict=True):
+            np.maximum(both, np.float32(one.worth * max(best) / (most or 1)) * utility, out=both)
+        return both, all(whole), all(anywhere)
 
     def score_again(
         self, tokens: npt.NDArray[np.uint32], asked: Scored, index: TextIndex | None = None

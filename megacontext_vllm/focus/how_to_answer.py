@@ -31,18 +31,13 @@ _PARTING = re.compile(
     r"\W*(?:(?:best|kind|warm|many)?\s*(?:regards|thanks|wishes)\b|thank\s+you|sincerely|cheers|yours)(?:\W+\w+){0,4}\W*$",
     re.IGNORECASE,
 )
-_QUESTION = r"(?:who|whom|whose|what|when|where|which|why|how)\b"
-_TELL = (
-    r"(?:tell|find|list|explain|describe|show|compare|summari[sz]e|extract|identify|give|name|look|search|check|quote"
-    r"|determine|translate|state|question|query|task)\b"
-)
 _REQUEST = re.compile(
     r"\W*(?:(?:please|so|now|and|hi|hello|well)\b\W*)*"
-    rf"(?:{_TELL}|i\s+(?:would|want|need|am|wonder)\b|i['’](?:d|m)\b"
-    rf"|(?P<question>{_QUESTION}|(?:is|are|was|were|does|do|did|can|could|should|would|has|have|had)\b))",
+    r"(?:i\s+(?:would|want|need|am|wonder)|i['’](?:d|m)|tell|find|list|explain|describe|show|compare|summari[sz]e|extract|identify"
+    r"|give|name|look|search|check|quote|determine|translate|state|question|query|task|who|whom|whose|what|when|where|which|why|how|is|are|was|were|does|do"
+    r"|did|can|could|should|would|has|have|had)\b",
     re.IGNORECASE,
 )
-_ASKS_WITHIN = re.compile(rf"\b(?:{_QUESTION}|{_TELL})", re.IGNORECASE)
 _INTRODUCES = re.compile(
     r"\W*(?:you\s+(?:are|will)|below|here\s+(?:is|are)|the\s+following|read|translate|use|given|from|based)\b",
     re.IGNORECASE,
@@ -115,20 +110,6 @@ def is_option(paragraph: str) -> bool:
 def requests(paragraph: str) -> bool:
     """Whether ``paragraph`` asks for something: it has a question mark, or begins like a question or a request."""
     return "?" in paragraph or _REQUEST.match(paragraph) is not None
-
-
-def asks(sentence: str) -> bool:
-    """Whether ``sentence`` begins like a question or a request, and goes on so: "When it rains, stay." does not."""
-    request = _REQUEST.match(_ITEM.sub("", sentence, count=1))
-    if request is None:
-        return False
-    statement = request["question"] is not None and sentence.rstrip().endswith(".") and not _POLITE.match(sentence)
-    return not statement
-
-
-def leads_to_request(line: str) -> bool:
-    """Whether ``line`` is meant for the reader and asks further on: "Read this and tell me who kept the mill"."""
-    return _INTRODUCES.match(line) is not None and _ASKS_WITHIN.search(line) is not None
 
 
 def introduces(line: str) -> bool:

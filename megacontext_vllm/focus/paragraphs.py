@@ -1,7 +1,7 @@
 """The paragraphs at the end of a message, the last one first, as far as a question may stand."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -83,7 +83,7 @@ def paragraphs(
             low + end,
             whole,
             decode(tokens[low + first : low + end].tolist()),
-            tuple(sentences(texts[first:end], low + first)),
+            tuple(_sentences(texts[first:end], low + first)),
             not begin or _EMPTY_LINE.search(_in_front(texts, begin)) is not None,
         )
         stop = begin
@@ -95,8 +95,8 @@ def _in_front(texts: list[str], begin: int) -> str:
     return "".join(texts[max(0, begin - 4) : begin]) + inside[: len(inside) - len(inside.lstrip())]
 
 
-def sentences(texts: Sequence[str], start: int) -> Iterator[Sentence]:
-    """Of a paragraph's tokens, whose ``texts`` they are, from ``start`` on, in their order, each with words enough."""
+def _sentences(texts: list[str], start: int) -> Iterator[Sentence]:
+    """Of a paragraph's tokens, from ``start`` on, in their order, each with words enough."""
     spans, stop, words = [], len(texts), 0
     for i in range(len(texts) - 1, -1, -1):
         words += has_word(texts[i])

@@ -1,13 +1,37 @@
-"""What is asked of a history, and which parts of the prompt ask: what the lenses look for. question.py finds it."""
+"""Find the question in a rendered prompt: what the lenses score the history against, and what must be shown beside it.
 
+The message that asks is read at its two ends (``asking.py``). A question that leans on the one before it ("When did he
+die?") takes that one's words along, and its answer's. What a model that is asked is doing about it, a call of a tool,
+is looked for beside the question, as what an answer under way speaks of.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from megacontext_vllm.focus.asking import Asking
+from megacontext_vllm.focus.conversation import Conversation
+from megacontext_vllm.focus.follow_up import leans_on_before, names, points_only
+from megacontext_vllm.focus.many import asks_for_many
+from megacontext_vllm.focus.messages import ASSISTANT, Decode, find_messages
+from megacontext_vllm.focus.overview import asks_for_ends, asks_for_overview
+from megacontext_vllm.focus.present import asks_for_now
+from megacontext_vllm.focus.wording import alternatives, asks_for_end, frame, pieces_of
+
+_FRAME_WEIGHT = 0.05  # "... does the text speak about", beside a list: nothing to look for
+_MAYBE = 0.9  # of a question's worth, what one reading of it is worth
+_OTHERS = 0.2  # what the other questions count beside one: they may name what it is about
 _RECENT = 64  # tokens of an answer under way
-_LEANT_ON = 0.5  # what the words of the question before count, beside the question's own
+_BESIDE_NAME, _NO_NAME = 0.1, 0.5
+"""What a word of the question before counts, or of its answer: where they have a name, which counts whole, or none."""
+_LEANT_ON = 0.5  # of that, beside the question's own words
+_FURTHER_BACK = 0.5  # of that, where that question leans on one before it
+_OFFER = 32  # tokens at the end of a longer answer
+_TEXT = 256  # tokens that are a text to be read, beside a question
+_HEADER = 4  # tokens in front of a message that say whose it is
 
 Range = tuple[int, int]
 """Tokens ``[start, stop)`` of the prompt."""
@@ -36,8 +60,9 @@ class Query:
     step            the call of a tool that ``result`` answers, or its end; (0, 0) without one.
     own             what else the conversation says of what is asked, which is no evidence for it.
     beside          what of the conversation must be shown for the question to be understood, the first before the rest.
-    questions       where several are asked that stand by themselves: each, to be looked for by itself.
-    readings        where what is asked is doubtful: each of what it may be, the likeliest first; else empty.
+    questions       where several are asked that stand by themselves, or what is asked is doubtful: each, to be looked
+                    for by itself.
+    worth           of the best place for it, beside the best for others.
     """
 
     terms: npt.NDArray[np.int64]
@@ -60,7 +85,7 @@ class Query:
     own: tuple[Range, ...] = ()
     beside: tuple[Range, ...] = ()
     questions: tuple["Query", ...] = ()
-    readings: tuple["Query", ...] = ()
+    worth: float = 1.0
 
     @property
     def asking(self) -> tuple[Range, ...]:
@@ -88,7 +113,7 @@ class Query:
         """What it leans on, as a query; None if it stands alone."""
         if self.leans_on is None:
             return None
-        return self.looking_for(*self.leans_on)
+        return self._plain(*self.leans_on)
 
     def spelled_out(self) -> "Query":
         """The same with what it leans on among its terms, behind its own."""
@@ -120,18 +145,164 @@ class Query:
 
     def _about(self, tokens: npt.NDArray[np.uint32], said: Range) -> "Query":
         terms = tokens[slice(*said)].astype(np.int64)
-        return replace(self.looking_for(terms, np.ones(len(terms), dtype=np.float32)), recent=said)
+        return replace(self._plain(terms, np.ones(len(terms), dtype=np.float32)), recent=said)
 
-    def looking_for(self, terms: npt.NDArray[np.int64], weights: npt.NDArray[np.float32]) -> "Query":
+    def _plain(self, terms: npt.NDArray[np.int64], weights: npt.NDArray[np.float32]) -> "Query":
         """Other terms in the same prompt, of which nothing is known but that they are looked for."""
         return replace(
-            self,
-            terms=terms,
-            weights=weights,
-            leans_on=None,
-            now=False,
-            many=False,
-            alternatives=(),
-            questions=(),
-            readings=(),
+            self, terms=terms, weights=weights, leans_on=None, now=False, many=False, alternatives=(), questions=()
         )
+
+
+def find_query(
+    tokens: npt.NDArray[np.uint32], special_ids: frozenset[int], decode: Decode, max_terms: int = 64
+) -> Query:
+    """The question of a prompt.
+
+    tokens       uint32 [N], the whole prompt with the template's special tokens.
+    special_ids  ids that never stand for text.
+    decode       token ids -> text, called with one or a few ids.
+    max_terms    at most this many tokens of the last paragraph, from its end, and as many of an opening instruction.
+    returns      Query; empty terms for a prompt without words.
+    """
+    messages, instructions = find_messages(tokens, special_ids, decode)
+    talk = Conversation.of(messages, len(tokens))
+    asked = Asking.of(tokens, talk.question, decode, max_terms)
+    text = decode(asked.terms[asked.asks].tolist())
+    framed, listed = _worded(text, asked.terms[asked.asks].tolist(), decode)
+    for start, stop in framed:
+        asked.weights[asked.asks][start:stop] *= _FRAME_WEIGHT
+    first, for_end = asked.asks.start, asks_for_end(text)
+    query = Query(
+        asked.terms,
+        asked.weights,
+        asked.start,
+        talk.question.end,
+        opening=asked.opening,
+        now=asks_for_now(text),
+        many=asks_for_many(text),
+        alternatives=tuple((first + start, first + stop, text) for start, stop, text in listed),
+        document=asked.start - talk.question.start if asked.last and not for_end else 0,
+        reading=_reading(talk, asked, instructions),
+        overview=asks_for_overview(text),
+        ends=asks_for_ends(text),
+        instructions=instructions,
+        beside=tuple(part for part in (asked.first, asked.in_front) if part[1]),
+    )
+    if not listed and not query.overview and (leans_on_before(text) or (talk.before and points_only(text))):
+        query = _leaning(query, tokens, talk, decode, max_terms)
+    if talk.results:
+        query = _working(query, talk, for_end)
+    return replace(query, questions=_one_by_one(query, asked.questions, decode) or _both_ways(query, asked))
+
+
+def _both_ways(query: Query, asked: Asking) -> tuple[Query, ...]:
+    """``query`` without what it may be asked about, and with it."""
+    if not asked.in_front[1]:
+        return ()
+    weights = query.weights.copy()
+    weights[slice(*asked.about)] = 0
+    return replace(query, weights=weights), replace(query, own=(*query.own, asked.in_front), worth=_MAYBE)
+
+
+def _one_by_one(query: Query, questions: Sequence[slice], decode: Decode) -> tuple[Query, ...]:
+    """Each of the ``questions`` of ``query``, slices of its terms; what is said beside them belongs to each."""
+    found = []
+    for question in questions:
+        weights = query.weights.copy()
+        for other in questions:
+            if other != question:
+                weights[other] *= np.float32(_OTHERS / (len(questions) - 1))
+        text = decode(query.terms[question].tolist())
+        one = query._plain(query.terms, weights)
+        found.append(replace(one, now=asks_for_now(text), many=asks_for_many(text)))
+    return tuple(found)
+
+
+def _reading(talk: Conversation, asked: Asking, instructions: int) -> Range:
+    """What is asked of: what stands beside the question in its message, if it is a text, else what was said before."""
+    message = talk.question
+    beside = (message.start, asked.start) if asked.last else (asked.opening[1], message.end)
+    return beside if beside[1] - beside[0] >= _TEXT else (min(instructions, message.start), message.start)
+
+
+def _leaning(
+    query: Query, tokens: npt.NDArray[np.uint32], talk: Conversation, decode: Decode, max_terms: int
+) -> Query:
+    """``query`` with what it leans on: the words of the question before, and of how its answer begins and ends."""
+    terms, weights, own, beside = [], [], [*query.own], [*query.beside]
+    worth = 1.0
+    for number, exchange in enumerate(talk.before):
+        asked = Asking.of(tokens, exchange.question, decode, max_terms)
+        parts = [(asked.start, asked.end) if asked.last else asked.opening]
+        if exchange.answer is not None:
+            start, end = exchange.answer.start, exchange.answer.end
+            # It begins with what was asked for, and ends with what else might be.
+            parts += [(start, min(end, start + max_terms)), (max(start + max_terms, end - _OFFER), end)]
+        parts = [part for part in parts if part[0] < part[1]]
+        if number == 0:
+            beside += parts
+        own += parts
+        words = [tokens[slice(*part)].astype(np.int64) for part in parts]
+        named = [_named(part.tolist(), decode) for part in words]
+        other = _BESIDE_NAME if any(named) else _NO_NAME
+        for part, pieces in zip(words, named, strict=True):
+            terms.append(part)
+            weights.append(np.full(len(part), worth * other, dtype=np.float32))
+            for first, last in pieces:
+                weights[-1][first:last] = worth
+        if not leans_on_before(decode(asked.terms[asked.asks].tolist())):
+            break
+        worth *= _FURTHER_BACK
+    if not terms:
+        return query
+    leans_on = (np.concatenate(terms), np.concatenate(weights))
+    return replace(query, leans_on=leans_on, own=tuple(own), beside=tuple(beside))
+
+
+def _named(terms: list[int], decode: Decode) -> list[Range]:
+    """Which of ``terms`` are written like names."""
+    found = names(decode(terms))
+    ends = _ends(terms, decode) if found else []
+    return [pieces_of(ends, span) for span in found]
+
+
+def _working(query: Query, talk: Conversation, for_end: bool) -> Query:
+    """``query`` where something stands behind the question: what a tool returned, or an answer that has begun."""
+    result = (talk.results[0].start, talk.results[-1].end)
+    step, beside = (0, 0), [(query.start, query.end)]
+    if talk.step is not None:
+        step = (max(talk.step.start, talk.step.end - _RECENT), talk.step.end)
+        beside.append((step[0], result[0]))
+    said = [(message.start, message.end) for message in talk.said]
+    if talk.results[-1].role != ASSISTANT:
+        read = result[1] - result[0]
+        query = replace(query, document=0 if for_end else read, reading=result if read >= _TEXT else query.reading)
+    return replace(
+        query,
+        result=result,
+        step=step,
+        own=(*query.own, *said),
+        # Whose they are stands in front of them, and is worth less.
+        beside=(*beside, *query.beside, *((max(0, start - _HEADER), start) for start, _ in beside)),
+    )
+
+
+def _worded(asking: str, terms: list[int], decode: Decode) -> tuple[list[Range], list[tuple[int, int, str]]]:
+    """Which of ``terms`` are frame beside a list, and which are each of the alternatives, of what ``asking`` says."""
+    listed = alternatives(asking)
+    if not listed:
+        return [], []
+    ends = _ends(terms, decode)
+    return (
+        [pieces_of(ends, span) for span in frame(asking)],
+        [(*pieces_of(ends, span), asking[slice(*span)].strip()) for span in listed],
+    )
+
+
+def _ends(terms: list[int], decode: Decode) -> list[int]:
+    """Where each of ``terms`` ends in their text."""
+    # One by one, tokens lose the space in front, or are a part of a character.
+    ends = [len(decode(terms[: i + 1]).rstrip("\ufffd")) for i in range(len(terms))]
+    ascending: list[int] = np.maximum.accumulate(ends).tolist()
+    return ascending

@@ -69,7 +69,7 @@ def test_a_chat_that_grows_is_indexed_now_and_then(focus: Counting) -> None:
 
 
 def test_the_least_recently_used_goes_first_and_the_last_stays(focus: Counting) -> None:
-    indexes = TextIndexes(focus, max_tokens=2 * (3000 - END))
+    indexes = TextIndexes(focus, max_tokens=2 * (3000 - END + text_indexes._OF_ITS_OWN))
     for seed in (0, 1, 0, 2, 0):
         indexes.of("a", text(3000, seed))
     assert focus.made == 3
@@ -81,11 +81,35 @@ def test_the_least_recently_used_goes_first_and_the_last_stays(focus: Counting) 
     assert focus.made == 5
 
 
-def test_no_word_is_cut_in_two(monkeypatch: pytest.MonkeyPatch, focus: Counting) -> None:
-    vocabulary = [" begin", "go", "."]
-    focus = Counting(LexicalLens(vocabulary), frozenset(), lambda ids: "", 64, 128, gap_ids=(1,))
+@pytest.fixture
+def words(focus: Counting) -> Counting:
+    """A focus whose second token goes on with the word of the one before."""
+    lens = LexicalLens([" begin", "go", "."])
+    return Counting(lens, frozenset(), lambda ids: "", 64, 128, gap_ids=(1,))
+
+
+def test_no_word_is_cut_in_two(words: Counting) -> None:
     tokens = np.ones(2000, dtype=np.uint32)
-    assert TextIndexes(focus).of("a", tokens) is None, "one word of 2,000 tokens"
-    tokens[1800] = 0
-    found = TextIndexes(focus).of("a", tokens)
-    assert found is not None and len(found.tokens) == 1800
+    assert TextIndexes(words).of("a", tokens) is None, "one word of 2,000 tokens is not looked through for its start"
+    tokens[1830] = 0
+    found = TextIndexes(words).of("a", tokens)
+    assert found is not None and len(found.tokens) == 1830
+
+
+def test_a_prompt_that_goes_on_with_a_word_where_the_index_ends(words: Counting) -> None:
+    indexes, tokens = TextIndexes(words), np.full(2000, 2, dtype=np.uint32)
+    cut = 2000 - END
+    tokens[cut - 1 : cut + 1] = 0, 2
+    first = indexes.of("a", tokens)
+    assert first is not None and len(first.tokens) == cut and words.made == 1
+    other = tokens.copy()
+    other[cut] = 1
+    second = indexes.of("a", other)
+    assert second is not None and len(second.tokens) == cut - 1 and words.made == 2
+    assert indexes.of("a", tokens) is not None and words.made == 2
+
+
+def test_an_index_keeps_no_more_than_it_is_of(focus: Counting) -> None:
+    prompt = text(5000)
+    found = TextIndexes(focus).of("a", prompt)
+    assert found is not None and found.tokens.base is None and len(found.tokens) < len(prompt)

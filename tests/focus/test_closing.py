@@ -105,14 +105,6 @@ def test_a_question_that_only_points_takes_along_what_it_points_at(
     assert read.shown == "Why does the ferry of Elm Quay fail?" and not read.about, "it has words of its own"
 
 
-@pytest.mark.parametrize("asked", ["What does it say?", "True or false?", "Could you please check?"])
-def test_a_question_without_a_word_to_be_looked_for_is_asked_about_what_stands_in_front_of_it(
-    tokenizer: PreTrainedTokenizerBase, story: str, asked: str
-) -> None:
-    told = "Amos Reed was the harbour master of Elm Quay."
-    assert Read(tokenizer, f"{story}{told}\n\n{asked}").about == [told]
-
-
 def test_what_stands_behind_a_question_that_points_may_be_what_it_points_at(
     tokenizer: PreTrainedTokenizerBase, story: str
 ) -> None:

@@ -3,7 +3,7 @@
 import pytest
 from listed import each
 
-from megacontext_vllm.focus.how_to_answer import asks, introduces, leads_to_request, requests, says_how
+from megacontext_vllm.focus.how_to_answer import introduces, requests, says_how
 
 HOW = """
     Answer in one sentence. | Answer: | Think step by step and answer with the name only. | Helpful Answer: | Thanks!
@@ -55,15 +55,3 @@ def test_first_lines() -> None:
     assert [line for line in meant if not introduces(line)] == []
     titles = each("=== President George Washington === | Chapter 1 | THE TRAGEDY OF HAMLET | Report 2019 | # Canals")
     assert [line for line in titles if introduces(line)] == []
-
-
-def test_what_asks() -> None:
-    asking = each(
-        """Tell me who kept the mill. | 1. Who kept the mill? | who kept the mill | Could you tell me who kept it.
-        I need the name of the miller."""
-    )
-    assert [line for line in asking if not asks(line)] == []
-    told = each("When the mill burned, they left. | 57 And hast thou seen the mill? | Fellow millers:")
-    assert [line for line in told if asks(line)] == []
-    assert leads_to_request("Read the text below and tell me who kept the mill.")
-    assert not leads_to_request("from mill import wheel") and not leads_to_request("The miller can tell who kept it.")

@@ -12,8 +12,7 @@ from megacontext_vllm.eval.tasks.needle import Needle
 from megacontext_vllm.eval.tasks.no_shared_words import TEMPLATES, NoSharedWords
 from megacontext_vllm.focus.history import History
 from megacontext_vllm.focus.lexical import LexicalLens
-from megacontext_vllm.focus.query import Query
-from megacontext_vllm.focus.question import find_query
+from megacontext_vllm.focus.query import Query, find_query
 from megacontext_vllm.focus.vocabulary import special_ids, surface_strings
 
 

@@ -5,8 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from megacontext_vllm.focus.query import Query
-from megacontext_vllm.focus.question import find_query
+from megacontext_vllm.focus.query import Query, find_query
 
 SPECIAL = ["<|im_start|>", "<|im_end|>", "<|begin|>", "<|header|>", "<|/header|>", "<|eot|>", "[INST]", "[/INST]"]
 PIECE = re.compile("|".join(map(re.escape, SPECIAL)) + r"|\n+| ?\w+| ?[^\w\s]| ")
@@ -310,7 +309,7 @@ def test_each_of_several_questions_is_looked_for_with_little_of_the_others() -> 
     little = np.float32(0.2)
     assert (master["Quay"], master["barge"]) == (1, little) and (fee["Quay"], fee["barge"]) == (little, 1)
     assert master["book"] == fee["book"] == 1, "what is said beside them is said of each"
-    assert query.readings == () and not any(one.questions for one in query.questions)
+    assert [one.worth for one in query.questions] == [1, 1] and not any(one.questions for one in query.questions)
     now = toy.find(chatml(("user", f"{text(3000)}\n\n{WHO} What is the fee now?")))[0]
     assert [one.now for one in now.questions] == [False, True]
 
@@ -318,11 +317,11 @@ def test_each_of_several_questions_is_looked_for_with_little_of_the_others() -> 
 def test_what_does_not_ask_by_itself_is_looked_for_with_and_without_what_stands_in_front_of_it() -> None:
     toy, told = Toy(), "The gauge of berth 17 is closed to all of the barges."
     query = toy.find(chatml(("user", f"{text(3000)}\n\n{told}\n\nWhy is that so?")))[0]
-    alone, both = query.readings
+    alone, both = query.questions
     heard = [toy.decode(one.terms[one.weights == 1].tolist()) for one in (alone, both)]
     assert heard[0] == "Why is that so?" and "gauge of berth" in heard[1] and "w2999" not in heard[1]
-    query = toy.find(chatml(("user", f"{text(3000)}\n\n{WHO}")))[0]
-    assert query.questions == query.readings == ()
+    assert (alone.worth, both.worth) == (1, 0.9)
+    assert toy.find(chatml(("user", f"{text(3000)}\n\n{WHO}")))[0].questions == ()
 
 
 @pytest.mark.parametrize("asked", ["What is the reason?", "How can I fix it?", "What went wrong?"])
@@ -332,47 +331,7 @@ def test_a_question_without_words_of_its_own_leans_on_the_one_before(asked: str)
     remark = "Thank you for this quick and helpful reply of yours."
     toy = Toy()
     query = toy.find(chatml(*ASKED, ("user", f"{remark}\n\n{asked}")))[0]
-    assert all(one.leans_on is not None for one in query.readings) and len(query.readings) == 2
-
-
-def heard(toy: Toy, query: Query) -> list[str]:
-    return [toy.decode(one.terms[one.weights == 1].tolist()).strip() for one in query.readings]
-
-
-TELL = "Read the text below and tell me who was the master of Elm Quay."
-
-
-@TEMPLATES
-def test_what_a_message_opens_with_may_be_asked_as_well_as_its_end(template) -> None:
-    toy = Toy()
-    prompt = template(("user", f"{TELL}\n\n{text(3000)}\n\nStill have questions about it?"))
-    query = toy.find(prompt)[0]
-    assert heard(toy, query)[-1] == TELL and TELL not in heard(toy, query)[:-1]
-    tokens = toy.encode(prompt)
-    assert part(toy, tokens, query.opening) == TELL and part(toy, tokens, query.beside[0]) == TELL
-    # Its end has nothing that asks.
-    query = toy.find(template(("user", f"{TELL}\n\n{text(3000)}\n\nThe barges left with the tide.")))[0]
-    assert heard(toy, query)[0] == TELL and len(heard(toy, query)) > 1
-    # Nor has what it opens with, as far as English goes.
-    german = "Nenne mir den Meister von Elm Quay."
-    assert german in heard(toy, toy.find(template(("user", f"{german}\n\n{text(3000)}\n\nThe barges left.")))[0])
-    for plain in (f"The barges of Elm Quay.\n\n{text(3000)}\n\n{WHO}", f"{TELL}\n\n{WHO}"):
-        assert toy.find(template(("user", plain)))[0].readings == (), plain
-
-
-def test_questions_in_front_of_a_text_are_looked_for_one_by_one() -> None:
-    toy = Toy()
-
-    def whole(questions: tuple[Query, ...]) -> list[tuple[bool, bool]]:
-        heard = [toy.decode(one.terms[one.weights == 1].tolist()) for one in questions]
-        return [("master" in words, "barge" in words) for words in heard]
-
-    query = toy.find(chatml(("user", f"Please answer these:\n1. {WHO}\n2. {FEE}\n\n{text(3000)}")))[0]
-    assert whole(query.questions) == [(True, False), (False, True)] and query.readings == ()
-    # Where it is doubtful whether they ask, they are a reading of their own.
-    asked = "Find in the text:\n- the master of Elm Quay\n- the fee for a barge"
-    query = toy.find(chatml(("user", f"{asked}\n\n{text(3000)}\n\nStill have questions about it?")))[0]
-    assert whole(query.readings[-1].questions) == [(True, False), (False, True)] and query.questions == ()
+    assert all(one.leans_on is not None for one in query.questions) and len(query.questions) == 2
 
 
 @pytest.mark.parametrize("label", ["Question:", "### Instruction:\n", "User query:"])
