@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from megacontext_vllm.engine.activation import is_active
-from megacontext_vllm.engine.description import WORKERS_ATTRIBUTE
+from megacontext_vllm.engine.description import WORKERS_ATTRIBUTE, check_reach, this_machine
 from megacontext_vllm.engine.patches import Patch
 from megacontext_vllm.engine.token_transport import unpack
 
@@ -14,6 +14,7 @@ def _wrap_initialize_kv_caches(original: Callable[..., Any]) -> Callable[..., An
         result = original(self, vllm_config)
         if is_active(vllm_config):
             described = self.collective_rpc("megacontext_describe")
+            check_reach(described, this_machine())
             object.__setattr__(vllm_config, WORKERS_ATTRIBUTE, described[0])
         return result
 

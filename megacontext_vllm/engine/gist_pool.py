@@ -10,10 +10,10 @@ import torch
 from megacontext_vllm.engine.embedding import GistEmbedding, SpanTable
 from megacontext_vllm.engine.page_fills import PageFills, Rows
 from megacontext_vllm.engine.step_work import GistJob, PageFill, StepWork
-from megacontext_vllm.errors import MegaContextError
+from megacontext_vllm.errors import MegaContextError, StoreError
 from megacontext_vllm.nets.gistnet import GistNet
 from megacontext_vllm.tree.files.header import Header, RowType, level_path
-from megacontext_vllm.tree.files.level_reader import LevelReader
+from megacontext_vllm.tree.files.level_reader import LevelReader, read_count
 from megacontext_vllm.tree.gists import append_gists, replace_gists
 from megacontext_vllm.tree.nodes import BLOCK
 
@@ -96,22 +96,49 @@ class GistPool:
             children = self.embedding.look_up(ids.reshape(-1)).view(*ids.shape, self.dim)
         if not self.writes:
             return
+        path = level_path(Path(job.tree_path), job.level)
         try:
+            committed = read_count(path)
+            if not job.again and committed >= job.stop and self._made(path):
+                return  # another engine of this store was asked about the same text, and was first
             if job.tokens is None:
                 below = level_path(Path(job.tree_path), job.level - 1)
                 rows = self._read(below, job.start * BLOCK, job.stop * BLOCK).to(self.device)
                 children = rows.view(-1, BLOCK, self.dim)
-            path = level_path(Path(job.tree_path), job.level)
             dtype = self.dtype
-            if job.start > 0 or job.again:  # a file keeps the type of the engine that began it
+            if committed:  # a file keeps the type of the engine that began it
                 with closing(LevelReader(path)) as reader:
                     dtype = TORCH_TYPES[reader.header.dtype]
             gists = self._gists(children.float(), job.level).to(dtype)
             header = Header(job.level, ROW_TYPES[dtype], self.dim, 0, model_fingerprint, self.net.fingerprint)
-            (replace_gists if job.again else append_gists)(path, header, job.start, tensor_to_rows(gists))
+            if job.again:
+                replace_gists(path, header, job.start, tensor_to_rows(gists))
+            else:
+                self._append(path, header, job.start, tensor_to_rows(gists))
         except (MegaContextError, OSError, IndexError, torch.OutOfMemoryError) as error:
             # Not committed; the scheduler sees the count stand still, tries again and then does without gists.
             logger.error("MegaContext could not write gists of level %d: %s", job.level, error)
+
+    def _append(self, path: Path, header: Header, start: int, rows: np.ndarray) -> None:
+        """Behind the last gist, but for those that another engine of this store has committed there meanwhile."""
+        while True:
+            done = read_count(path)
+            there = min(max(done - start, 0), len(rows)) if self._made(path) else 0
+            try:
+                if there < len(rows):
+                    append_gists(path, header, start + there, rows[there:])
+                return
+            except StoreError:
+                if read_count(path) == done:
+                    raise
+
+    def _made(self, path: Path) -> bool:
+        """Whether the gists of a file are this pool's net's."""
+        try:
+            with closing(LevelReader(path)) as reader:
+                return reader.header.gist_fingerprint == self.net.fingerprint
+        except (OSError, MegaContextError):
+            return False
 
     def _gists(self, children: torch.Tensor, level: int) -> torch.Tensor:
         # Where the model itself is computed in bfloat16, the net's products are, too, as they were in its training: on
@@ -121,7 +148,8 @@ class GistPool:
 
     def _to_device(self, array: np.ndarray) -> torch.Tensor:
         """Without waiting for what the device is still computing, which memory that is not pinned would do."""
-        tensor = torch.from_numpy(array)
+        # A copy: Ray's channel lends an array for this step only, and waits for it to be let go of before the next.
+        tensor = torch.tensor(array)
         return (tensor.pin_memory() if self.device.type == "cuda" else tensor).to(self.device, non_blocking=True)
 
     def _read_fill(self, fill: PageFill) -> Rows:

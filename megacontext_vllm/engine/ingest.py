@@ -113,6 +113,8 @@ class TreeIngest:
         self.committed[job.level] = committed
         if committed >= job.stop:
             self.failures = 0
+            # Another engine of this store may be making them, too.
+            self.asked[job.level] = max(self.asked[job.level], committed)
         else:
             self.failures += 1
             self.asked[job.level] = committed

@@ -10,7 +10,7 @@ from vllm.v1.worker.gpu_worker import Worker
 
 from megacontext_vllm.config import SECTION, MegaContextConfig, parse_config
 from megacontext_vllm.engine import answers, folded_output
-from megacontext_vllm.engine.description import WorkerDescription
+from megacontext_vllm.engine.description import WorkerDescription, this_machine
 from megacontext_vllm.engine.embedding import (
     OVERLAY,
     OVERLAY_VERSION,
@@ -23,6 +23,7 @@ from megacontext_vllm.engine.gist_pages import check_pool_size, pages_needed
 from megacontext_vllm.engine.gist_pool import GistPool
 from megacontext_vllm.engine.kv_group import slot_group
 from megacontext_vllm.engine.patches import apply
+from megacontext_vllm.engine.pipeline import FirstStage, LastStage, only_makes_gists
 from megacontext_vllm.engine.step_work import ATTRIBUTE
 from megacontext_vllm.errors import UnsupportedEngineError
 
@@ -47,6 +48,8 @@ class MegaContextWorker:
         result = super().load_model(*args, **kwargs)  # type: ignore[misc]
         settings = self._settings
         if not get_pp_group().is_first_rank:
+            if get_pp_group().is_last_rank:
+                self._wait_for_the_first_stage()
             return result
         model, config = self.model_runner.get_model(), self.vllm_config
         net = choose_gist_net(settings.gist_net, config, model, self.model_runner.device)
@@ -69,9 +72,13 @@ class MegaContextWorker:
         pool = self.gist_pool
         assert pool is not None
         tokens_per_step = self._settings.gist_tokens_per_step
+        stages = get_pp_group()
+        first = None if stages.is_last_rank else FirstStage(stages)
 
         def execute_model(scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
             pool.run(getattr(scheduler_output, ATTRIBUTE, None))
+            if first is not None and only_makes_gists(scheduler_output):
+                first.done()
             return stock(scheduler_output, *args, **kwargs)
 
         def profile_run(*args: Any, **kwargs: Any) -> Any:
@@ -80,6 +87,16 @@ class MegaContextWorker:
 
         self.model_runner.execute_model = execute_model
         self.model_runner.profile_run = profile_run
+
+    def _wait_for_the_first_stage(self) -> None:
+        stock, last = self.model_runner.execute_model, LastStage(get_pp_group())
+
+        def execute_model(scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
+            if only_makes_gists(scheduler_output):
+                last.wait()
+            return stock(scheduler_output, *args, **kwargs)
+
+        self.model_runner.execute_model = execute_model
 
     def initialize_from_config(self, kv_cache_config: KVCacheConfig) -> Any:
         """Set up the KV cache, then the span table over its slots: before graphs are captured."""
@@ -107,6 +124,7 @@ class MegaContextWorker:
             gist_trained=pool.net.trained if pool else False,
             pool_pages=pool.pages.shape[0] if pool else 0,
             gist_net=describe(self._settings.gist_net, pool.net) if pool else "",
+            machine=this_machine(),
         )
 
 

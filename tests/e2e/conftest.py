@@ -1,23 +1,20 @@
 """Real engines for the tests. The two that several files use live for the session; idle they cost memory only."""
 
 import os
-import signal
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
+import torch
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 
 from engines import GIST_SEED, SERVED_LIMIT, SERVED_WINDOW, Engine, start, stop
 from reference import Reference
+from serving import serve
 
 
 @pytest.fixture(scope="session")
@@ -65,45 +62,37 @@ def tokens(engine: Engine, text: str) -> list[int]:
 
 @pytest.fixture(scope="session")
 def address(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A real server as a user starts it, model name "m"; several files ask it."""
-    folder = tmp_path_factory.mktemp("server")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [
-        *(str(Path(sys.executable).parent / "vllm"), "serve", str(model_dir), "--plugin", "megacontext"),
-        *("--served-model-name", "m", "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32"),
-        *("--max-model-len", "2048", "--max-num-seqs", "8", "--enforce-eager", "--enable-prompt-tokens-details"),
+    """A server that several files ask."""
+    options = [
+        *("--max-model-len", "2048", "--max-num-seqs", "8", "--enable-prompt-tokens-details"),
         *("--enable-auto-tool-choice", "--tool-call-parser", "granite"),
         # Where whitespace may be anything, a small model may go on with it for ever.
         *("--structured-outputs-config.backend", "xgrammar"),
         *("--structured-outputs-config.disable_any_whitespace", "true"),
         *("--additional-config.megacontext.window", str(SERVED_WINDOW)),
         *("--additional-config.megacontext.history_limit", str(SERVED_LIMIT)),
-        *("--additional-config.megacontext.store", str(folder / "store")),
     ]
-    log = folder / "server.log"
-    with log.open("wb") as out:
-        server = subprocess.Popen(command, stdout=out, stderr=out, start_new_session=True)
-    try:
-        address = f"http://127.0.0.1:{port}"
-        for _ in range(600):
-            assert server.poll() is None, log.read_text(errors="replace")[-5000:]
-            try:
-                if httpx.get(f"{address}/health").status_code == 200:
-                    break
-            except httpx.TransportError:
-                pass
-            time.sleep(0.5)
-        yield address
-        assert server.poll() is None, "the server did not survive its tests"
-    finally:
-        server.terminate()
-        try:
-            server.wait(30)
-        except subprocess.TimeoutExpired:
-            pass
-        try:
-            os.killpg(server.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
+    with serve(model_dir, tmp_path_factory.mktemp("server"), *options) as server:
+        yield server.address
+
+
+@pytest.fixture(scope="session")
+def tiny(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two random Llama layers behind the default model's tokenizer; weights large enough for clear decisions."""
+    folder = tmp_path_factory.mktemp("tiny")
+    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+        initializer_range=0.2,
+        tie_word_embeddings=True,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

@@ -1,41 +1,23 @@
-"""Tensor parallelism and compiled graphs, with a tiny random model: the gists stay exact there too."""
+"""Tensor and pipeline parallelism, Ray, compiled graphs, with a tiny random model: the gists stay exact there too."""
 
+import importlib.util
+import os
 import shutil
+import subprocess
+import sys
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from engines import GIST_SEED, Engine, greedy
 from reference import Reference
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer
 from vllm.config import CompilationMode
 
 STEPS = 16
+REPAIRS = Path(__file__).parent / "cpu_repairs"
 MEGACONTEXT = {"gist_net": f"random:{GIST_SEED}", "window": 512}
-
-
-@pytest.fixture(scope="module")
-def tiny(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two random Llama layers behind the default model's tokenizer; weights large enough for clear decisions."""
-    folder = tmp_path_factory.mktemp("tiny")
-    tokenizer = AutoTokenizer.from_pretrained(model_dir)
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=2048,
-        initializer_range=0.2,
-        tie_word_embeddings=True,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +38,45 @@ def test_tensor_parallel(
 ) -> None:
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
     engine = start_engine(MEGACONTEXT, model=str(tiny), tensor_parallel_size=2)
+    check(engine, tiny, history)
+
+
+@pytest.fixture
+def repaired(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(REPAIRS), prepend=os.pathsep)
+
+
+def test_pipeline_parallel(
+    start_engine: Callable[..., Engine], tiny: Path, history: list[int], monkeypatch: pytest.MonkeyPatch, repaired: None
+) -> None:
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
+    engine = start_engine(MEGACONTEXT, model=str(tiny), pipeline_parallel_size=2)
+    check(engine, tiny, history)
+
+
+@pytest.fixture
+def ray(monkeypatch: pytest.MonkeyPatch, repaired: None) -> Iterator[None]:
+    """A Ray of this machine's, which is told that it has two GPUs: vLLM gives each worker one."""
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    command = [sys.executable, "-m", "ray.scripts.scripts"]
+    options = ["--head", "--num-cpus", "4", "--num-gpus", "2", "--include-dashboard", "false", "--disable-usage-stats"]
+    subprocess.run([*command, "start", *options], check=True)
+    yield
+    subprocess.run([*command, "stop"], check=True)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="needs `pip install ray`")
+@pytest.mark.parametrize("split", ["tensor_parallel_size", "pipeline_parallel_size"])
+def test_ray(
+    start_engine: Callable[..., Engine],
+    tiny: Path,
+    history: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    ray: None,
+    split: str,
+) -> None:
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
+    engine = start_engine(MEGACONTEXT, model=str(tiny), distributed_executor_backend="ray", **{split: 2})
     check(engine, tiny, history)
 
 

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -188,6 +189,47 @@ def test_a_write_that_fails_is_logged_and_the_step_goes_on(
     assert "level 1" in caplog.text and "level 2" in caplog.text
     assert pool.spans is not None and pool.spans.table[1] == 2
     assert not tree.path.exists()
+
+
+def test_engines_of_one_store_make_the_same_gists(tree: MegaContextTree, caplog: pytest.LogCaptureFixture) -> None:
+    """Each may find that the other was first with all of a job, with a part of it, or while it was computing."""
+    one, other = make_pool(), make_pool()
+    one.run(work(jobs=[job(tree, 1, 0, 20)]))
+    seen: list[int] = []
+    other.net.register_forward_pre_hook(lambda net, given: seen.append(len(given[0])))
+    other.run(work(jobs=[job(tree, 1, 0, 15)]))
+    assert seen == [], "nothing is computed that is there"
+    other.run(work(jobs=[job(tree, 1, 15, 30)]))
+    assert tree.gist_count(1) == 30
+
+    def meanwhile(net: torch.nn.Module, given: tuple[torch.Tensor, int]) -> None:
+        hook.remove()
+        one.run(work(jobs=[job(tree, 1, 30, 64)]))
+
+    hook = other.net.register_forward_pre_hook(meanwhile)
+    other.run(work(jobs=[job(tree, 1, 30, 40)]))
+    assert tree.gist_count(1) == 64
+    with ThreadPoolExecutor(2) as threads:
+        jobs = [job(tree, 1, 64, 67), job(tree, 2, 0, 2)]
+        list(threads.map(lambda pool: pool.run(work(jobs=jobs)), (one, other)))
+    assert not caplog.records, caplog.text
+    for level, expected in zip((1, 2), expected_gists(one, tree), strict=True):
+        with closing(LevelReader(tree.gist_path(level))) as reader:
+            rows = rows_to_tensor(reader.rows(0, reader.count), torch.float32)
+        assert float(((rows - expected).norm(dim=1) / expected.norm(dim=1)).max()) < 1e-6
+
+
+def test_gists_of_another_net_are_not_taken_for_ones_own(
+    tree: MegaContextTree, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_pool().run(work(jobs=[job(tree, 1, 0, 20)]))
+    other = GistPool(RandomGistNet(DIM, 6), Embedding(torch.float32), 4, writes=True)  # type: ignore[arg-type]
+    other.bind(SLOTS, "layer")
+    for first, last in ((0, 15), (0, 30), (20, 30)):
+        caplog.clear()
+        other.run(work(jobs=[job(tree, 1, first, last)]))
+        assert "could not write gists of level 1" in caplog.text
+    assert tree.gist_count(1) == 20
 
 
 def test_children_that_are_not_committed_are_logged(tree: MegaContextTree, caplog: pytest.LogCaptureFixture) -> None:

@@ -127,6 +127,17 @@ def test_covers_is_exact_at_every_level(grow: Callable[..., MegaContextTree]) ->
     assert progress.covers(32**2)
 
 
+def test_what_another_engine_has_made_is_not_asked_for(grow: Callable[..., MegaContextTree]) -> None:
+    tree = grow("a", 32**2)
+    ingest, worker, other = Ingest(64, NET), Worker([tree]), Worker([tree])
+    ingest.watch(tree, 32**2)
+    jobs = ingest.next_jobs()
+    worker.run(jobs)
+    other.run([GistJob(str(tree.path), 1, 2, 20, tree.read_tokens(64, 640).reshape(-1, 32))])
+    ingest.executed(jobs)
+    assert [(job.level, job.start, job.stop) for job in ingest.next_jobs()] == [(1, 20, 22)]
+
+
 def test_the_bound_per_step_holds_over_all_trees(grow: Callable[..., MegaContextTree]) -> None:
     trees = [grow(name, 3000 + 700 * i) for i, name in enumerate("abc")]
     ingest, worker = Ingest(1024 + 31, NET), Worker(trees)
