@@ -198,7 +198,10 @@ TOUCHED = (
     "vllm.v1.kv_cache_interface:KVCacheSpec.block_size",
     "vllm.distributed.parallel_state:get_pp_group",
     "vllm.distributed.parallel_state:get_tp_group",
+    "vllm.distributed.parallel_state:GroupCoordinator.cpu_group",
     "vllm.distributed.parallel_state:GroupCoordinator.is_first_rank",
+    "vllm.distributed.parallel_state:GroupCoordinator.is_last_rank",
+    "vllm.distributed.parallel_state:GroupCoordinator.ranks",
     "vllm.distributed.parallel_state:GroupCoordinator.rank_in_group",
     # model
     "vllm.model_executor.layers.vocab_parallel_embedding:VocabParallelEmbedding.forward",

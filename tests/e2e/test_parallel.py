@@ -50,8 +50,16 @@ def test_pipeline_parallel(
     start_engine: Callable[..., Engine], tiny: Path, history: list[int], monkeypatch: pytest.MonkeyPatch, repaired: None
 ) -> None:
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
-    engine = start_engine(MEGACONTEXT, model=str(tiny), pipeline_parallel_size=2)
+    settings = {**MEGACONTEXT, "refocus_tokens": 64, "refocus_share": 1.0}
+    engine = start_engine(settings, model=str(tiny), pipeline_parallel_size=2)
     check(engine, tiny, history)
+    # Longer than the engine, so that it folds, and with a new focus on the way.
+    prompts = [history[:20], history[:9000]]
+    folded = engine.ask(prompts, greedy(900))
+    whole = start_engine(settings, model=str(tiny)).ask(prompts, greedy(900))
+    for one, other in zip(folded, whole, strict=True):
+        assert list(one.outputs[0].token_ids) == list(other.outputs[0].token_ids)
+        assert len(one.outputs[0].token_ids) == 900
 
 
 @pytest.fixture
