@@ -52,13 +52,12 @@ class PlanRequest:
 
     def tokens(self) -> Tokens:
         """All of them, uint32; a new array."""
-        length = len(self.prompt)
-        if isinstance(self.prompt, TokenArray):
-            return np.append(self.prompt.array, np.array(self.behind, dtype=np.uint32))
+        prompt = self.prompt.array if isinstance(self.prompt, TokenArray) else self.prompt
+        length = len(prompt)
         tokens = np.empty(length + len(self.behind), dtype=np.uint32)
         for start in range(0, length, _PIECE):
             stop = min(start + _PIECE, length)
-            tokens[start:stop] = self.prompt[start:stop]
+            tokens[start:stop] = prompt[start:stop]
         tokens[length:] = self.behind
         return tokens
 

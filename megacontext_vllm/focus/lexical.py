@@ -18,7 +18,7 @@ from megacontext_vllm.focus.history import History
 from megacontext_vllm.focus.neighbours import lend, spread
 from megacontext_vllm.focus.query import Query
 from megacontext_vllm.focus.respelled import find_respelled, half_silent, whole_words
-from megacontext_vllm.focus.spelling import Spelling
+from megacontext_vllm.focus.spelling import Spelling, look_up
 from megacontext_vllm.focus.stop_words import STOP_WORDS
 from megacontext_vllm.tree.nodes import BLOCK
 
@@ -58,9 +58,11 @@ class LexicalLens:
         self._table = table
         self.spelling = Spelling(vocabulary)
         """How words are written with these tokens."""
+        self.number = int(self._table.max()) + 1
+        """Terms of the vocabulary."""
         words = np.where(self._table >= 0, self.spelling.in_one_token, np.uint64(0))
         known, first = np.unique(words, return_index=True)
-        self._in_one_token = known[known != 0], self._table[first[known != 0]]
+        self._in_one_token = known[known != 0], np.append(self._table[first[known != 0]], np.int32(-1))
         self._letter = np.array([*(any(map(str.isalpha, text)) for text in vocabulary), False], dtype=np.bool_)
         self._capital = np.array([*(text.lstrip()[:1].isupper() for text in vocabulary), False], dtype=np.bool_)
         self._line = np.array([*("\n" in text for text in vocabulary), False], dtype=np.bool_)
@@ -92,11 +94,6 @@ class LexicalLens:
         """Which term each token is, int32 of the same shape: -1 for stop words and what has no letter or digit."""
         return self._table.take(tokens, mode="clip")
 
-    @property
-    def number(self) -> int:
-        """Terms of the vocabulary."""
-        return int(self._table.max()) + 1
-
     def named(
         self, tokens: npt.NDArray[np.uint32], names: npt.NDArray[np.uint64] | None = None
     ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint64]]:
@@ -111,16 +108,13 @@ class LexicalLens:
         """
         terms = self.terms(tokens)
         begin, hashes = whole_words(self.spelling, tokens, terms, self.capitals(tokens))
-        known, numbers = self._in_one_token
         words, which = np.unique(hashes, return_inverse=True)
-        number = self.number + np.arange(len(words), dtype=np.int32)
-        if names is not None and len(names):
-            at = np.minimum(np.searchsorted(names, words), len(names) - 1)
-            number = np.where(names[at] == words, self.number + at, number + len(names))
-        if len(known):
-            at = np.minimum(np.searchsorted(known, words), len(known) - 1)
-            number = np.where(known[at] == words, numbers[at], number)
-        terms[begin] = number[which]
+        before = np.zeros(0, dtype=np.uint64) if names is None else names
+        again = look_up(before, words)
+        number = self.number + np.where(again >= 0, again, len(before) + np.arange(len(words)))
+        known, terms_of = self._in_one_token
+        own = terms_of[look_up(known, words)]
+        terms[begin] = np.where(own >= 0, own, number)[which]
         return terms, words
 
     def score(self, history: History, query: Query) -> npt.NDArray[np.float32]:
@@ -135,7 +129,7 @@ class LexicalLens:
         if not len(query.terms) or not blocks:
             return Found(total, 0.0, total)
         # Gather over the vocabulary first, so that the history is gathered once: token -> slot of the question or -1.
-        slot_of = np.full(int(self._table.max()) + 2, -1, dtype=np.int16)
+        slot_of = np.full(self.number + 1, -1, dtype=np.int16)
         slot_of[slots] = np.arange(len(slots), dtype=np.int16)
         slot_of_token = slot_of[self._table]
         at, hits = history.labelled(slot_of_token, query)

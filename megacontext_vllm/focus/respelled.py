@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from megacontext_vllm.focus.history import History
 from megacontext_vllm.focus.query import Query
-from megacontext_vllm.focus.spelling import Spelling, word_hash
+from megacontext_vllm.focus.spelling import Spelling, look_up, word_hash
 from megacontext_vllm.focus.stop_words import STOP_WORDS
 from megacontext_vllm.focus.word_forms import other_forms
 
@@ -77,10 +77,7 @@ def _slot(
     places: npt.NDArray[np.intp], at: npt.NDArray[np.intp], hits: npt.NDArray[np.int16]
 ) -> npt.NDArray[np.int16]:
     """The slots of ``places``, -1 for those that are not in ``at``, which has ``hits``."""
-    if not len(at):
-        return np.full(len(places), -1, dtype=np.int16)
-    near = np.minimum(np.searchsorted(at, places), len(at) - 1)
-    return np.where(at[near] == places, hits[near], -1).astype(np.int16)
+    return np.append(hits, np.int16(-1))[look_up(at, places)]
 
 
 def half_silent(spelling: Spelling, terms: npt.NDArray[np.int64], slots: npt.NDArray[np.int16]) -> dict[int, int]:

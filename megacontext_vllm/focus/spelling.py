@@ -143,7 +143,9 @@ class Spelling:
         return Joined(parts, heads, parts[heads], hashes)
 
 
-def look_up(keys: npt.NDArray[np.uint64], hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.int32]:
-    """Which of ``keys`` [≥ 1], sorted, each of ``hashes`` [n] is; -1 for none. int32 of the same shape."""
-    at = np.minimum(np.searchsorted(keys, hashes), len(keys) - 1)
-    return np.where(keys[at] == hashes, at, -1).astype(np.int32)
+def look_up(keys: npt.NDArray[Any], wanted: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
+    """Which of ``keys``, sorted, each of ``wanted`` [n] is; -1 for none. int32 of the same shape."""
+    if not len(keys):
+        return np.full(len(wanted), -1, dtype=np.int32)
+    at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+    return np.where(keys[at] == wanted, at, -1).astype(np.int32)

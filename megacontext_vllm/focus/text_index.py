@@ -68,7 +68,7 @@ class SpelledIndex:
         alone = self.labelled(which)
         alone = alone[~self._in_word[alone]]
         of_alone = which.take(self._read[alone], mode="clip")
-        known = look_up(self._hashes, keys) if len(self._hashes) else np.zeros(0, dtype=np.int32)
+        known = look_up(self._hashes, keys)
         joined = self._words.inverted.places(known[known >= 0])
         of_joined = look_up(keys, self._hashes[self._words.numbers[joined]])
         found = np.concatenate([alone, self.joined.begin[joined]])

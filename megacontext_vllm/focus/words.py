@@ -8,7 +8,7 @@ import numpy.typing as npt
 from megacontext_vllm.focus.history import History
 from megacontext_vllm.focus.inverted import count
 from megacontext_vllm.focus.query import Query
-from megacontext_vllm.focus.spelling import Joined, Spelling, word_hash
+from megacontext_vllm.focus.spelling import Joined, Spelling, look_up, word_hash
 from megacontext_vllm.focus.text_index import BlockIndex
 from megacontext_vllm.tree.nodes import BLOCK
 
@@ -21,7 +21,7 @@ class Words:
         known = {key: row for word, row in rows.items() if (key := word_hash(word))}
         self._spelling = spelling
         self._hashes = np.array(sorted(known), dtype=np.uint64)
-        self._rows = np.array([known[key] for key in self._hashes.tolist()], dtype=np.int32)
+        self._rows = np.array([*(known[key] for key in self._hashes.tolist()), -1], dtype=np.int32)
         self._alone = self._look_up(spelling.alone)
         self.number = max(rows.values(), default=-1) + 1
         """Rows of the table."""
@@ -45,12 +45,7 @@ class Words:
         return Rows(front, self.rows(history.rest, history.joined), query, self.number)
 
     def _look_up(self, hashes: npt.NDArray[np.uint64]) -> npt.NDArray[np.int32]:
-        if not len(self._hashes):
-            return np.full(len(hashes), -1, dtype=np.int32)
-        at = np.searchsorted(self._hashes, hashes)
-        at[at == len(self._hashes)] = 0
-        found: npt.NDArray[np.int32] = np.where(self._hashes[at] == hashes, self._rows[at], np.int32(-1))
-        return found
+        return self._rows[look_up(self._hashes, hashes)]  # the last row is for -1
 
 
 class Rows:
