@@ -3,12 +3,10 @@
 A document that is asked about again, a chat that goes on and an answer under way begin with what was indexed before.
 """
 
-import threading
-from collections import OrderedDict
-
 import numpy as np
 import numpy.typing as npt
 
+from megacontext_vllm.engine.remembered import Remembered
 from megacontext_vllm.focus.focus import Focus
 from megacontext_vllm.focus.text_index import TextIndex
 from megacontext_vllm.tree.nodes import BLOCK
@@ -22,16 +20,12 @@ Tokens = npt.NDArray[np.uint32]
 
 
 class TextIndexes:
-    """Least recently used out first. Threads may share it.
-
-    Texts of one namespace are not looked at for another: how long a plan takes would tell what others sent.
-    """
+    """Of the texts that were asked about last. Threads may share it."""
 
     def __init__(self, focus: Focus, max_tokens: int = 20_000_000) -> None:
         """max_tokens: of all of them together, about 25 bytes each; the last one is kept whatever it has."""
-        self._focus, self._max_tokens = focus, max_tokens
-        self._known: OrderedDict[tuple[str, bytes], TextIndex] = OrderedDict()
-        self._lock = threading.Lock()
+        self._focus = focus
+        self._known = Remembered[bytes, TextIndex](max_tokens, _size)
 
     def of(self, namespace: str, prompt: Tokens) -> TextIndex | None:
         """An index of how ``prompt``, uint32 [N], begins, made now if none is known; None for a short one."""
@@ -47,18 +41,12 @@ class TextIndexes:
         if end == start:
             return known
         index = self._focus.index_of(prompt[:end].copy())  # of its own: the prompt's is longer, and would stay
-        with self._lock:
-            if known is not None:
-                self._known.pop((namespace, known.digest), None)
-            self._known[namespace, index.digest] = index
-            while len(self._known) > 1 and sum(map(_size, self._known.values())) > self._max_tokens:
-                self._known.popitem(last=False)
+        self._known.put(namespace, index.digest, index, instead=None if known is None else known.digest)
         return index
 
     def _longest(self, namespace: str, prompt: Tokens) -> TextIndex | None:
-        with self._lock:
-            candidates = [index for (of, _), index in self._known.items() if of == namespace]
-        for index in sorted(candidates, key=lambda index: -len(index.tokens)):
+        candidates = self._known.of(namespace)
+        for digest, index in sorted(candidates, key=lambda known: -len(known[1].tokens)):
             length = len(index.tokens)
             whole = length <= len(prompt) // BLOCK * BLOCK
             # Most others are told by how they begin.
@@ -66,9 +54,7 @@ class TextIndexes:
             # Another prompt may go on with a word where this one's ends.
             alike = alike and self._focus.lens.spelling.boundary(prompt[length - 1 : length + 1], 1) == 1
             if alike and np.array_equal(index.tokens, prompt[:length]):
-                with self._lock:
-                    if (namespace, index.digest) in self._known:
-                        self._known.move_to_end((namespace, index.digest))
+                self._known.use(namespace, digest)
                 return index
         return None
 

@@ -4,10 +4,10 @@ Tokenising is the one cost in front of the engine that grows with the history. A
 that begins like it: what is new is tokenised from some way before the departure, and joined as pieces are.
 """
 
-import threading
-from collections import OrderedDict
+import itertools
 from dataclasses import dataclass
 
+from megacontext_vllm.engine.remembered import Remembered
 from megacontext_vllm.engine.token_pieces import Encoder, Tokens, tokenise
 from megacontext_vllm.engine.token_transport import TokenList
 
@@ -21,16 +21,12 @@ class _Known:
 
 
 class TokenReuse:
-    """Known texts of a front end, least recently used out first.
-
-    Texts of one namespace are never looked at for another: how long tokenising takes would tell what others sent.
-    """
+    """Known texts of a front end. Threads may share it."""
 
     def __init__(self, max_characters: int = 32_000_000) -> None:
-        self._max_characters = max_characters
-        self._known: OrderedDict[tuple[str | None, int], _Known] = OrderedDict()
-        self._number = 0
-        self._lock = threading.Lock()
+        """max_characters: of all of them together; the last one is kept whatever it has."""
+        self._known = Remembered[int, _Known](max_characters, lambda known: len(known.text))
+        self._numbers = itertools.count()
 
     def tokenise(self, namespace: str | None, text: str, encoder: Encoder) -> list[int]:
         """Token ids of ``text``, the same as ``encoder.encode([text])[0].ids``."""
@@ -40,28 +36,17 @@ class TokenReuse:
         tokens = tokenise(text, encoder, known.tokens if known is not None else None, common)
         # A text that goes on where the known one ended takes its place; one that departs is kept beside it.
         replaces = key if known is not None and common == len(known.text) else None
-        self._remember(namespace, _Known(text, tokens), replaces)
+        self._known.put(namespace, next(self._numbers), _Known(text, tokens), instead=replaces)
         return TokenList.of(tokens.ids)
 
-    def _longest(self, namespace: str | None, text: str) -> tuple[tuple[str | None, int] | None, _Known | None, int]:
-        with self._lock:
-            candidates = [(key, known) for key, known in self._known.items() if key[0] == namespace]
-        best: tuple[tuple[str | None, int] | None, _Known | None, int] = (None, None, 0)
-        for key, known in candidates:
+    def _longest(self, namespace: str | None, text: str) -> tuple[int | None, _Known | None, int]:
+        best: tuple[int | None, _Known | None, int] = (None, None, 0)
+        for key, known in self._known.of(namespace):
             if known.text[:LONG] == text[:LONG]:
                 common = _common_length(known.text, text)
                 if common > best[2]:
                     best = (key, known, common)
         return best
-
-    def _remember(self, namespace: str | None, known: _Known, replaces: tuple[str | None, int] | None) -> None:
-        with self._lock:
-            if replaces is not None:
-                self._known.pop(replaces, None)
-            self._number += 1
-            self._known[namespace, self._number] = known
-            while sum(len(entry.text) for entry in self._known.values()) > self._max_characters:
-                self._known.popitem(last=False)
 
 
 def _common_length(first: str, second: str) -> int:

@@ -75,6 +75,15 @@ def test_least_recently_used_text_goes_first(counting: Counting, text: str) -> N
     assert counting.characters >= len(first)
 
 
+def test_the_last_text_is_kept_however_long(counting: Counting, text: str) -> None:
+    reuse = TokenReuse(max_characters=50_000)
+    prompt = text[:100_000]
+    reuse.tokenise(None, prompt, counting.encoder)
+    counting.characters = 0
+    assert reuse.tokenise(None, prompt + " And?", counting.encoder) == counting.whole(prompt + " And?")
+    assert counting.characters < 3 * len(prompt) // 2  # ``whole`` is counted, too
+
+
 def test_a_tokenizer_without_local_rules_is_never_cut() -> None:
     """Here every token depends on the length of the whole text: no join can be right, and none is made."""
 
