@@ -12,9 +12,10 @@ from megacontext_vllm.engine.page_fills import PageFills, Rows
 from megacontext_vllm.engine.step_work import GistJob, PageFill, StepWork
 from megacontext_vllm.errors import MegaContextError, StoreError
 from megacontext_vllm.nets.gistnet import GistNet
-from megacontext_vllm.tree.files.header import Header, RowType, level_path
+from megacontext_vllm.tree.files.header import MIXED, Header, RowType, level_path
 from megacontext_vllm.tree.files.level_reader import LevelReader, read_count
-from megacontext_vllm.tree.gists import append_gists, replace_gists
+from megacontext_vllm.tree.gist_nets import version_of
+from megacontext_vllm.tree.gists import append_gists, gist_versions, known_versions, level_header, newest, replace_gists
 from megacontext_vllm.tree.nodes import BLOCK
 
 logger = logging.getLogger("vllm.megacontext")
@@ -98,17 +99,14 @@ class GistPool:
             return
         path = level_path(Path(job.tree_path), job.level)
         try:
-            committed = read_count(path)
-            if not job.again and committed >= job.stop and self._made(path):
+            if not job.again and read_count(path) >= job.stop and self._made(path):
                 return  # another engine of this store was asked about the same text, and was first
             if job.tokens is None:
                 below = level_path(Path(job.tree_path), job.level - 1)
                 rows = self._read(below, job.start * BLOCK, job.stop * BLOCK).to(self.device)
                 children = rows.view(-1, BLOCK, self.dim)
-            dtype = self.dtype
-            if committed:  # a file keeps the type of the engine that began it
-                with closing(LevelReader(path)) as reader:
-                    dtype = TORCH_TYPES[reader.header.dtype]
+            begun = level_header(path)  # a file keeps the type of the engine that began it
+            dtype = TORCH_TYPES[begun.dtype] if begun else self.dtype
             gists = self._gists(children.float(), job.level).to(dtype)
             header = Header(job.level, ROW_TYPES[dtype], self.dim, 0, model_fingerprint, self.net.fingerprint)
             if job.again:
@@ -135,10 +133,22 @@ class GistPool:
     def _made(self, path: Path) -> bool:
         """Whether the gists of a file are this pool's net's."""
         try:
-            with closing(LevelReader(path)) as reader:
-                return reader.header.gist_fingerprint == self.net.fingerprint
-        except (OSError, MegaContextError):
+            header = level_header(path)
+        except StoreError:
             return False
+        return header is not None and header.gist_fingerprint == self.net.fingerprint
+
+    def _check_net(self, path: Path, start: int, stop: int) -> None:
+        """Raises StoreError where an engine with another net is making gists again that this one shows."""
+        header, ours, folder = level_header(path), self.net.fingerprint, path.parent
+        if header is None:
+            raise StoreError(f"{path} is gone")
+        mixed = header.gist_fingerprint == MIXED
+        if header.gist_fingerprint == ours or (mixed and newest(folder) == ours):
+            return
+        version = version_of(known_versions(folder), ours)
+        if not mixed or not version or (gist_versions(folder, header.level, start, stop) != version).any():
+            raise StoreError(f"{path}: gists [{start}, {stop}) are another GistNet's; give each net a store of its own")
 
     def _gists(self, children: torch.Tensor, level: int) -> torch.Tensor:
         # Where the model itself is computed in bfloat16, the net's products are, too, as they were in its training: on
@@ -155,7 +165,10 @@ class GistPool:
     def _read_fill(self, fill: PageFill) -> Rows:
         first, count = fill.page * BLOCK + fill.offset, fill.stop - fill.start
         try:
-            return Rows(first, self._read(Path(fill.path), fill.start, fill.stop))
+            path = Path(fill.path)
+            rows = self._read(path, fill.start, fill.stop)
+            self._check_net(path, fill.start, fill.stop)  # behind: a row's version is taken away before it changes
+            return Rows(first, rows)
         except (MegaContextError, OSError, IndexError) as error:
             # The rows were committed when the step was scheduled: somebody took the file away. Answers that show them
             # will be wrong until their page is given away, and this says so; the server and other requests go on.

@@ -6,13 +6,11 @@ are damaged, are made again in place first, with the tree readable throughout.
 """
 
 import logging
-from contextlib import closing
 from dataclasses import dataclass, field
 
 from megacontext_vllm.engine.step_work import GistJob
 from megacontext_vllm.errors import CorruptTreeError, StoreError
-from megacontext_vllm.tree.files.level_reader import LevelReader
-from megacontext_vllm.tree.gists import begin_refresh, finish, stale
+from megacontext_vllm.tree.gists import begin_refresh, finish, level_header, newest, stale
 from megacontext_vllm.tree.nodes import BLOCK, depth, num_nodes
 from megacontext_vllm.tree.refresh import Refresh
 from megacontext_vllm.tree.tree import MegaContextTree
@@ -26,11 +24,14 @@ TRIES = 3
 class TreeIngest:
     """Progress of one tree up to ``length`` tokens. ``asked[level]``: nodes asked of the worker so far.
 
+    ``net``: fingerprint of the GistNet whose gists are wanted.
+
     ``refresh``: what is left to be made again, None once that is done; ``renewing``: such jobs under way.
     """
 
     tree: MegaContextTree
     length: int
+    net: bytes
     asked: dict[int, int] = field(default_factory=dict)
     committed: dict[int, int] = field(default_factory=dict)
     failures: int = 0
@@ -111,13 +112,22 @@ class TreeIngest:
             logger.error("MegaContext: %s", error)
             committed = self.committed[job.level]
         self.committed[job.level] = committed
-        if committed >= job.stop:
+        if committed >= job.stop and not self._of_the_net():
+            self.failures = TRIES  # an engine with another net began this tree's gists in the same moment
+        elif committed >= job.stop:
             self.failures = 0
             # Another engine of this store may be making them, too.
             self.asked[job.level] = max(self.asked[job.level], committed)
         else:
             self.failures += 1
             self.asked[job.level] = committed
+
+    def _of_the_net(self) -> bool:
+        try:
+            return newest(self.tree.path) == self.net
+        except (StoreError, OSError) as error:
+            logger.error("MegaContext: %s", error)
+            return False
 
     def _renewed(self, job: GistJob) -> None:
         self.renewing = max(self.renewing - 1, 0)
@@ -154,28 +164,26 @@ class Ingest:
             known.renew()
             known.extend(length)
             return known
-        self._prepare(tree)
-        self._trees[key] = TreeIngest(tree, length)
+        net = self._gist_fingerprint
+        assert net is not None, "gists are asked for without a net"
+        self._prepare(tree, net)
+        self._trees[key] = TreeIngest(tree, length, net)
         return self._trees[key]
 
-    def _prepare(self, tree: MegaContextTree) -> None:
+    def _prepare(self, tree: MegaContextTree, net: bytes) -> None:
         """Have gists that another net made, or whose file is damaged, made again."""
-        assert self._gist_fingerprint is not None
         for level in range(1, depth(tree.length) + 1):
-            if tree.gist_count(level) == 0:
-                continue
             try:
-                with closing(LevelReader(tree.gist_path(level))) as reader:
-                    other = reader.header.gist_fingerprint != self._gist_fingerprint
+                header = level_header(tree.gist_path(level))
             except CorruptTreeError as error:
                 logger.warning("MegaContext: the gists of tree %s are made again: %s", tree.tree_id, error)
                 tree.drop_gists()  # LOD0 is the truth and gists are made again from it
                 return
-            if other:
+            if header is not None and header.gist_fingerprint != net:  # also where whoever began it wrote nothing
                 if not tree.writable:
                     raise StoreError(f"the gists of {tree.path} are another GistNet's, and another process writes it")
                 logger.info("MegaContext: the gists of tree %s are refreshed with the present GistNet", tree.tree_id)
-                begin_refresh(tree.path, self._gist_fingerprint)
+                begin_refresh(tree.path, net)
                 return
 
     def keep(self, wanted: set[str]) -> None:

@@ -56,11 +56,19 @@ def write_trace(settings: MegaContextConfig, request: PlanRequest, plan: Plan) -
         unfinished = path.with_name(f"{path.name}.tmp")
         unfinished.write_text(json.dumps(trace))
         os.replace(unfinished, path)
-        traces = sorted(path.parent.glob("*.json"), key=lambda p: p.stat().st_mtime)
+        traces = sorted(path.parent.glob("*.json"), key=_written)
         for old in traces[: -settings.traces_kept]:
             old.unlink(missing_ok=True)
     except OSError as error:
         logger.warning("MegaContext: the trace of %s could not be written: %s", request.request_id, error)
+
+
+def _written(path: Path) -> float:
+    """When, in seconds; long ago where another engine of this store has deleted it meanwhile."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
 def read_trace(store: Path, namespace: str, external_id: str) -> dict[str, Any] | None:

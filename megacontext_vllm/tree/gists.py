@@ -58,7 +58,7 @@ def gist_versions(folder: Path, level: int, start: int, stop: int) -> NDArray[np
 
     Raises IndexError beyond the committed gists, CorruptTreeError, StoreError.
     """
-    header = _header(level_path(folder, level))
+    header = level_header(level_path(folder, level))
     count = header.count if header else 0
     if not 0 <= start <= stop <= count:
         raise IndexError(f"gists [{start}, {stop}) of level {level} of {folder}, which has {count}")
@@ -211,7 +211,7 @@ def finish(folder: Path, durability: Durability = NEVER) -> bool:
         target = newest(folder)
         sealed = SealedSpans.of(folder)
         for level in _levels(folder):
-            if (header := _header(level_path(folder, level))) is None:
+            if (header := level_header(level_path(folder, level))) is None:
                 continue
             if header.gist_fingerprint != MIXED:
                 done = done and header.gist_fingerprint == target
@@ -256,8 +256,11 @@ def _unknown_net(path: Path) -> FingerprintMismatchError:
     return FingerprintMismatchError(f"{path} was written by another GistNet; refresh the tree or drop its gists")
 
 
-def _header(path: Path) -> Header | None:
-    """Header of a level file; None if there is none, or an empty one whose creator is about to write it, or died."""
+def level_header(path: Path) -> Header | None:
+    """Header of a level file; None if there is none, or an empty one whose creator is about to write it, or died.
+
+    Raises CorruptTreeError, StoreError.
+    """
     try:
         if path.stat().st_size == 0:
             return None
@@ -273,14 +276,14 @@ def _header(path: Path) -> Header | None:
 
 
 def _levels(folder: Path) -> list[int]:
-    return [level for level in gist_levels(folder) if _header(level_path(folder, level)) is not None]
+    return [level for level in gist_levels(folder) if level_header(level_path(folder, level)) is not None]
 
 
 def _fingerprints(folder: Path) -> list[bytes]:
     """What the level files say, highest level first, without repeats and without ``MIXED``."""
     found: list[bytes] = []
     for level in reversed(gist_levels(folder)):
-        header = _header(level_path(folder, level))
+        header = level_header(level_path(folder, level))
         if header is not None and header.gist_fingerprint != MIXED:
             if header.gist_fingerprint in found:
                 found.remove(header.gist_fingerprint)
@@ -318,7 +321,7 @@ def _writer(path: Path, header: Header | None, durability: Durability) -> Iterat
                     writer = LevelWriter(path, header, durability)
                 except FingerprintMismatchError:
                     # Which net the file is of is checked in ``_put``; another model still raises.
-                    found = _header(path)
+                    found = level_header(path)
                     if found is None or found.model_fingerprint != header.model_fingerprint:
                         raise
                     writer = LevelWriter(path, _with_net(header, found.gist_fingerprint), durability)

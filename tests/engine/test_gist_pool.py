@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,11 @@ from megacontext_vllm.engine.gist_pool import GistPool, rows_to_tensor, tensor_t
 from megacontext_vllm.engine.step_work import GistJob, PageFill, StepWork
 from megacontext_vllm.errors import MegaContextError
 from megacontext_vllm.nets.gistnet import RandomGistNet
-from megacontext_vllm.tree.files.header import RowType
+from megacontext_vllm.tree.files.durability import NEVER
+from megacontext_vllm.tree.files.header import Header, RowType
+from megacontext_vllm.tree.files.level_file import LevelWriter
 from megacontext_vllm.tree.files.level_reader import LevelReader
+from megacontext_vllm.tree.gists import begin_refresh, finish
 from megacontext_vllm.tree.tree import MegaContextTree
 
 MODEL = bytes(range(16))
@@ -230,6 +234,38 @@ def test_gists_of_another_net_are_not_taken_for_ones_own(
         other.run(work(jobs=[job(tree, 1, first, last)]))
         assert "could not write gists of level 1" in caplog.text
     assert tree.gist_count(1) == 20
+
+
+def test_a_file_that_was_begun_in_another_type(tree: MegaContextTree, caplog: pytest.LogCaptureFixture) -> None:
+    """Its engine was killed between the header and the first gists."""
+    pool = make_pool()
+    header = Header(1, RowType.BFLOAT16, DIM, 0, MODEL, pool.net.fingerprint)
+    LevelWriter(tree.gist_path(1), header, NEVER).close()
+    pool.run(work(jobs=[job(tree, 1, 0, 32)]))
+    assert not caplog.records and tree.gist_count(1) == 32
+
+
+def test_gists_that_another_net_makes_again_are_not_shown(
+    tree: MegaContextTree, caplog: pytest.LogCaptureFixture
+) -> None:
+    pool, net = make_pool(), RandomGistNet(DIM, 6)
+    other = GistPool(net, Embedding(torch.float32), 4, writes=True)  # type: ignore[arg-type]
+    other.bind(SLOTS, "layer")
+    pool.run(work(jobs=[job(tree, 1, 0, 64)]))
+    path = str(tree.gist_path(1))
+    begin_refresh(tree.path, net.fingerprint)
+    other.run(work(jobs=[replace(job(tree, 1, 0, 32), again=True)]))
+    pool.run(work(fills=[PageFill(path, 32, 64, 1, 0)]))
+    assert not caplog.records and pool.pages[1].any(dim=1).all(), "what is still this net's is shown"
+    pool.pages[2] = 1
+    pool.run(work(fills=[PageFill(path, 16, 48, 2, 0)]))
+    assert "another GistNet's" in caplog.text and not pool.pages[2].any()
+    caplog.clear()
+    other.run(work(jobs=[replace(job(tree, 1, 32, 64), again=True)], fills=[PageFill(path, 0, 32, 3, 0)]))
+    assert not caplog.records and other.pages[3].any(dim=1).all(), "and the new ones are, while the rest is made"
+    assert finish(tree.path)
+    pool.run(work(fills=[PageFill(path, 32, 64, 1, 0)]))
+    assert "another GistNet's" in caplog.text and not pool.pages[1].any()
 
 
 def test_children_that_are_not_committed_are_logged(tree: MegaContextTree, caplog: pytest.LogCaptureFixture) -> None:

@@ -11,7 +11,9 @@ from megacontext_vllm.engine.ingest import TRIES, Ingest
 from megacontext_vllm.engine.plan import _check_gists
 from megacontext_vllm.engine.step_work import GistJob
 from megacontext_vllm.errors import StoreError
+from megacontext_vllm.tree.files.durability import NEVER
 from megacontext_vllm.tree.files.header import Header, RowType
+from megacontext_vllm.tree.files.level_file import LevelWriter
 from megacontext_vllm.tree.files.level_reader import LevelReader
 from megacontext_vllm.tree.gists import append_gists, replace_gists
 from megacontext_vllm.tree.nodes import depth, num_nodes
@@ -136,6 +138,31 @@ def test_what_another_engine_has_made_is_not_asked_for(grow: Callable[..., MegaC
     other.run([GistJob(str(tree.path), 1, 2, 20, tree.read_tokens(64, 640).reshape(-1, 32))])
     ingest.executed(jobs)
     assert [(job.level, job.start, job.stop) for job in ingest.next_jobs()] == [(1, 20, 22)]
+
+
+def test_an_engine_with_another_net_that_was_first(grow: Callable[..., MegaContextTree]) -> None:
+    """Both found the tree without gists; what the first one made is not taken for the second one's."""
+    tree = grow("a", 32**2 + 70)
+    first, second = Ingest(1 << 20, OTHER_NET), Ingest(1 << 20, NET)
+    one, other = first.watch(tree, tree.length), second.watch(tree, tree.length)
+    jobs = second.next_jobs()
+    drive(first, Worker([tree], OTHER_NET))
+    worker = Worker([tree])
+    worker.run(jobs)
+    second.executed(jobs)
+    assert one.covers(tree.length) and not one.failed
+    assert other.failed and worker.made == []
+
+
+def test_a_file_that_another_net_has_begun_and_not_written(grow: Callable[..., MegaContextTree]) -> None:
+    """Its engine was killed between the header and the first gists."""
+    tree = grow("a", LENGTH)
+    LevelWriter(tree.gist_path(1), Header(1, RowType.FLOAT32, DIM, 0, MODEL, OTHER_NET), NEVER).close()
+    ingest, worker = Ingest(1 << 20, NET), Worker([tree])
+    progress = ingest.watch(tree, LENGTH)
+    drive(ingest, worker)
+    assert progress.covers(LENGTH) and progress.failures == 0
+    complete(tree, LENGTH)
 
 
 def test_the_bound_per_step_holds_over_all_trees(grow: Callable[..., MegaContextTree]) -> None:

@@ -129,6 +129,20 @@ def test_only_the_newest_are_kept(tmp_path: Path, tree: MegaContextTree) -> None
     assert read_trace(tmp_path, "default", "r4") is not None, "each namespace has a ring of its own"
 
 
+def test_one_that_another_engine_deletes_meanwhile(
+    tmp_path: Path, tree: MegaContextTree, caplog: pytest.LogCaptureFixture
+) -> None:
+    kept = settings(tmp_path, traces_kept=2)
+    write_trace(kept, request("first-0f1e2d3c"), plan_of(tree))
+    path = trace_path(tmp_path, "default", "first")
+    assert path is not None
+    folder = path.parent
+    (folder / "gone.json").symlink_to(folder / "nowhere")  # listed, and not there when it is looked at
+    write_trace(kept, request("second-0f1e2d3c"), plan_of(tree))
+    assert not caplog.records
+    assert {path.name for path in folder.iterdir()} == {"first.json", "second.json"}
+
+
 def test_a_reader_never_sees_half_a_trace(tmp_path: Path, tree: MegaContextTree) -> None:
     plan = plan_of(tree)
     write_trace(settings(tmp_path), request("r-0f1e2d3c"), plan)
