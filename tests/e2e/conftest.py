@@ -3,7 +3,6 @@
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -12,33 +11,20 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 
-from engines import GIST_SEED, SERVED_LIMIT, SERVED_WINDOW, Engine, start, stop
+from engines import GIST_SEED, SERVED_LIMIT, SERVED_WINDOW, Engine, starter
 from reference import Reference
 from serving import serve
 
 
 @pytest.fixture(scope="session")
 def _session_engines(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Engine]]:
-    yield from _starter(model_dir, tmp_path_factory)
+    yield from starter(model_dir, tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
 def start_engine(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Engine]]:
     """``start_engine(megacontext={...}, **engine_args)`` for the tests of one file; ``None`` is stock vLLM."""
-    yield from _starter(model_dir, tmp_path_factory)
-
-
-def _starter(model_dir: Path, folders: pytest.TempPathFactory) -> Iterator[Callable[..., Engine]]:
-    running: list[Engine] = []
-
-    def start_one(megacontext: dict[str, Any] | None, **arguments: Any) -> Engine:
-        engine = start(model_dir, folders.mktemp("store"), megacontext, **arguments)
-        running.append(engine)
-        return engine
-
-    yield start_one
-    for engine in running:
-        stop(engine)
+    yield from starter(model_dir, tmp_path_factory)
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,11 @@
 """What the end-to-end tests share: a handle on a running engine, sampling parameters, the expected answer."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 from reference import Reference
 from vllm import LLM, SamplingParams
 
@@ -67,6 +69,20 @@ def start(model_dir: Path, store: Path, megacontext: dict[str, Any] | None, **ar
 
 def stop(engine: Engine) -> None:
     engine.llm.llm_engine.engine_core.shutdown()
+
+
+def starter(model_dir: Path, folders: pytest.TempPathFactory) -> Iterator[Callable[..., Engine]]:
+    """For a fixture: ``start_engine(megacontext={...}, **engine_args)``; what it started ends with the fixture."""
+    running: list[Engine] = []
+
+    def start_engine(megacontext: dict[str, Any] | None, **arguments: Any) -> Engine:
+        engine = start(model_dir, folders.mktemp("store"), megacontext, **arguments)
+        running.append(engine)
+        return engine
+
+    yield start_engine
+    for engine in running:
+        stop(engine)
 
 
 def greedy(max_tokens: int | None, **changes: Any) -> SamplingParams:

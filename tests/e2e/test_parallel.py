@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from engines import GIST_SEED, Engine, greedy
+from engines import GIST_SEED, Engine, greedy, starter, stop
 from reference import Reference
 from transformers import AutoTokenizer
 from vllm.config import CompilationMode
@@ -18,6 +18,12 @@ from vllm.config import CompilationMode
 STEPS = 16
 REPAIRS = Path(__file__).parent / "cpu_repairs"
 MEGACONTEXT = {"gist_net": f"random:{GIST_SEED}", "window": 512}
+
+
+@pytest.fixture
+def start_engine(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Engine]]:
+    """As that of ``conftest.py``, for one test: engines of several workers are large, and would fill the memory."""
+    yield from starter(model_dir, tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
@@ -51,13 +57,14 @@ def test_pipeline_parallel(
 ) -> None:
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
     settings = {**MEGACONTEXT, "refocus_tokens": 64, "refocus_share": 1.0}
-    engine = start_engine(settings, model=str(tiny), pipeline_parallel_size=2)
-    check(engine, tiny, history)
     # Longer than the engine, so that it folds, and with a new focus on the way.
     prompts = [history[:20], history[:9000]]
-    folded = engine.ask(prompts, greedy(900))
-    whole = start_engine(settings, model=str(tiny)).ask(prompts, greedy(900))
-    for one, other in zip(folded, whole, strict=True):
+    alone = start_engine(settings, model=str(tiny))
+    expected = alone.ask(prompts, greedy(900))
+    stop(alone)
+    engine = start_engine(settings, model=str(tiny), pipeline_parallel_size=2)
+    check(engine, tiny, history)
+    for one, other in zip(engine.ask(prompts, greedy(900)), expected, strict=True):
         assert list(one.outputs[0].token_ids) == list(other.outputs[0].token_ids)
         assert len(one.outputs[0].token_ids) == 900
 
