@@ -12,10 +12,9 @@ from megacontext_vllm.engine.page_fills import PageFills, Rows
 from megacontext_vllm.engine.step_work import GistJob, PageFill, StepWork
 from megacontext_vllm.errors import MegaContextError, StoreError
 from megacontext_vllm.nets.gistnet import GistNet
-from megacontext_vllm.tree.files.header import MIXED, Header, RowType, level_path
-from megacontext_vllm.tree.files.level_reader import LevelReader, read_count
-from megacontext_vllm.tree.gist_nets import version_of
-from megacontext_vllm.tree.gists import append_gists, gist_versions, known_versions, level_header, newest, replace_gists
+from megacontext_vllm.tree.files.header import Header, RowType, level_path
+from megacontext_vllm.tree.files.level_reader import LevelReader
+from megacontext_vllm.tree.gists import append_missing_gists, level_header, made_by, replace_gists
 from megacontext_vllm.tree.nodes import BLOCK
 
 logger = logging.getLogger("vllm.megacontext")
@@ -99,56 +98,20 @@ class GistPool:
             return
         path = level_path(Path(job.tree_path), job.level)
         try:
-            if not job.again and read_count(path) >= job.stop and self._made(path):
+            begun = level_header(path)
+            if begun and not job.again and begun.count >= job.stop and begun.gist_fingerprint == self.net.fingerprint:
                 return  # another engine of this store was asked about the same text, and was first
             if job.tokens is None:
                 below = level_path(Path(job.tree_path), job.level - 1)
                 rows = self._read(below, job.start * BLOCK, job.stop * BLOCK).to(self.device)
                 children = rows.view(-1, BLOCK, self.dim)
-            begun = level_header(path)  # a file keeps the type of the engine that began it
-            dtype = TORCH_TYPES[begun.dtype] if begun else self.dtype
+            dtype = TORCH_TYPES[begun.dtype] if begun else self.dtype  # a file keeps that of the engine which began it
             gists = self._gists(children.float(), job.level).to(dtype)
             header = Header(job.level, ROW_TYPES[dtype], self.dim, 0, model_fingerprint, self.net.fingerprint)
-            if job.again:
-                replace_gists(path, header, job.start, tensor_to_rows(gists))
-            else:
-                self._append(path, header, job.start, tensor_to_rows(gists))
+            (replace_gists if job.again else append_missing_gists)(path, header, job.start, tensor_to_rows(gists))
         except (MegaContextError, OSError, IndexError, torch.OutOfMemoryError) as error:
             # Not committed; the scheduler sees the count stand still, tries again and then does without gists.
             logger.error("MegaContext could not write gists of level %d: %s", job.level, error)
-
-    def _append(self, path: Path, header: Header, start: int, rows: np.ndarray) -> None:
-        """Behind the last gist, but for those that another engine of this store has committed there meanwhile."""
-        while True:
-            done = read_count(path)
-            there = min(max(done - start, 0), len(rows)) if self._made(path) else 0
-            try:
-                if there < len(rows):
-                    append_gists(path, header, start + there, rows[there:])
-                return
-            except StoreError:
-                if read_count(path) == done:
-                    raise
-
-    def _made(self, path: Path) -> bool:
-        """Whether the gists of a file are this pool's net's."""
-        try:
-            header = level_header(path)
-        except StoreError:
-            return False
-        return header is not None and header.gist_fingerprint == self.net.fingerprint
-
-    def _check_net(self, path: Path, start: int, stop: int) -> None:
-        """Raises StoreError where an engine with another net is making gists again that this one shows."""
-        header, ours, folder = level_header(path), self.net.fingerprint, path.parent
-        if header is None:
-            raise StoreError(f"{path} is gone")
-        mixed = header.gist_fingerprint == MIXED
-        if header.gist_fingerprint == ours or (mixed and newest(folder) == ours):
-            return
-        version = version_of(known_versions(folder), ours)
-        if not mixed or not version or (gist_versions(folder, header.level, start, stop) != version).any():
-            raise StoreError(f"{path}: gists [{start}, {stop}) are another GistNet's; give each net a store of its own")
 
     def _gists(self, children: torch.Tensor, level: int) -> torch.Tensor:
         # Where the model itself is computed in bfloat16, the net's products are, too, as they were in its training: on
@@ -167,7 +130,9 @@ class GistPool:
         try:
             path = Path(fill.path)
             rows = self._read(path, fill.start, fill.stop)
-            self._check_net(path, fill.start, fill.stop)  # behind: a row's version is taken away before it changes
+            # Asked behind the reading: a row's version is taken away before it changes.
+            if not made_by(self.net.fingerprint, path, fill.start, fill.stop):
+                raise StoreError(f"{path}: its gists are another GistNet's; give each net a store of its own")
             return Rows(first, rows)
         except (MegaContextError, OSError, IndexError) as error:
             # The rows were committed when the step was scheduled: somebody took the file away. Answers that show them

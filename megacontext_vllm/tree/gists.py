@@ -74,6 +74,21 @@ def gist_versions(folder: Path, level: int, start: int, stop: int) -> NDArray[np
     return versions
 
 
+def made_by(fingerprint: bytes, path: Path, start: int, stop: int) -> bool:
+    """Whether an engine with the net of this fingerprint may show gists ``[start, stop)`` of a level file.
+
+    It may show its own, and those of a tree that is being refreshed with it. Raises IndexError beyond the committed
+    gists, CorruptTreeError, StoreError.
+    """
+    folder, header = path.parent, level_header(path)
+    if header is None or header.gist_fingerprint not in (MIXED, fingerprint):
+        return False
+    if header.gist_fingerprint == fingerprint or newest(folder) == fingerprint:
+        return True
+    version = version_of(known_versions(folder), fingerprint)
+    return version > 0 and bool((gist_versions(folder, header.level, start, stop) == version).all())
+
+
 def stale(folder: Path, level: int, sealed: SealedSpans | None = None) -> NDArray[np.bool_]:
     """Which gists of ``level`` shall be made again: bool ``[committed gists]``.
 
@@ -159,9 +174,30 @@ def append_gists(path: Path, header: Header, start: int, rows: NDArray[Any], dur
     for, another model), StoreError (``start`` is not the end, disk full), CorruptTreeError, TreeLockedError.
     """
     with _writer(path, header, durability) as writer:
-        if start != writer.count:
-            raise StoreError(f"{path}: gists start at {start}, but {writer.count} are committed; a level only grows")
-        return _put(writer, header, start, rows, durability)
+        return _append(writer, header, start, rows, durability)
+
+
+def append_missing_gists(
+    path: Path, header: Header, start: int, rows: NDArray[Any], durability: Durability = NEVER
+) -> int:
+    """As ``append_gists``, but for those of ``rows`` that are there: made by the same net in another engine.
+
+    Raises what ``append_gists`` does.
+    """
+    with _writer(path, header, durability) as writer:
+        same = writer.header.gist_fingerprint == header.gist_fingerprint
+        there = min(max(writer.count - start, 0), len(rows)) if same else 0
+        if there == len(rows):
+            return writer.count
+        return _append(writer, header, start + there, rows[there:], durability)
+
+
+def _append(writer: LevelWriter, header: Header, start: int, rows: NDArray[Any], durability: Durability) -> int:
+    if start != writer.count:
+        raise StoreError(
+            f"{writer.path}: gists start at {start}, but {writer.count} are committed; a level only grows"
+        )
+    return _put(writer, header, start, rows, durability)
 
 
 def replace_gists(path: Path, header: Header, start: int, rows: NDArray[Any], durability: Durability = NEVER) -> None:
