@@ -13,7 +13,7 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 
 from engines import GIST_SEED, SERVED_LIMIT, SERVED_WINDOW, Engine, starter
 from reference import Reference
-from serving import serve
+from servers import serve
 
 
 @pytest.fixture(scope="session")

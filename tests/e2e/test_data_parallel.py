@@ -9,7 +9,7 @@ import httpx
 import pytest
 from engines import GAP, GIST_SEED
 from reference import Reference
-from serving import Server, serve
+from servers import Server, serve
 from transformers import AutoTokenizer
 
 STEPS = 12

@@ -1,8 +1,6 @@
 """A real server for the tests, in a process group of its own."""
 
 import os
-import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+from serving import end, free_port
 
 
 @dataclass(frozen=True)
@@ -25,9 +24,7 @@ class Server:
 @contextmanager
 def serve(model: Path, folder: Path, *options: str, environment: Mapping[str, str] | None = None) -> Iterator[Server]:
     """``vllm serve MODEL --plugin megacontext OPTIONS`` as a user starts it; model name "m", store in ``folder``."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [
         *(str(Path(sys.executable).parent / "vllm"), "serve", str(model), "--plugin", "megacontext"),
         *("--served-model-name", "m", "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32"),
@@ -51,12 +48,4 @@ def serve(model: Path, folder: Path, *options: str, environment: Mapping[str, st
         yield Server(address, log)
         assert server.poll() is None, "the server did not survive its tests"
     finally:
-        server.terminate()
-        try:
-            server.wait(30)
-        except subprocess.TimeoutExpired:
-            pass
-        try:
-            os.killpg(server.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
+        end(server)
