@@ -47,6 +47,18 @@ def tokens(engine: Engine, text: str) -> list[int]:
 
 
 @pytest.fixture(scope="session")
+def history(model_dir: Path, text: str) -> list[int]:
+    """35,000 tokens."""
+    return list(AutoTokenizer.from_pretrained(model_dir).encode(text[:200_000])[:35_000])
+
+
+@pytest.fixture
+def repaired(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Engines of this test get what vLLM's CPU build lacks (``cpu_repairs/sitecustomize.py``)."""
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent / "cpu_repairs"), prepend=os.pathsep)
+
+
+@pytest.fixture(scope="session")
 def address(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A server that several files ask."""
     options = [

@@ -89,3 +89,11 @@ def greedy(max_tokens: int | None, **changes: Any) -> SamplingParams:
     """Deterministic sampling that traces its focus."""
     changes = {"temperature": 0, "ignore_eos": True, **changes}
     return SamplingParams(max_tokens=max_tokens, extra_args={"megacontext_trace": 1}, **changes)
+
+
+def check_gists(engine: Engine, reference: Reference, histories: list[list[int]], steps: int) -> None:
+    """One after the other, each history has gists in its Working Context, and the answer that transformers gives."""
+    for tokens in histories:
+        (output,) = engine.ask([tokens], greedy(steps))
+        embeddings, ids = engine.shown(reference, tokens, output)
+        assert list(output.outputs[0].token_ids) == reference.greedy(embeddings, ids, steps)

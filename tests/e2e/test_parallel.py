@@ -1,7 +1,6 @@
 """Tensor and pipeline parallelism, Ray, compiled graphs, with a tiny random model: the gists stay exact there too."""
 
 import importlib.util
-import os
 import shutil
 import subprocess
 import sys
@@ -10,13 +9,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from engines import GIST_SEED, Engine, greedy, starter, stop
+from engines import GIST_SEED, Engine, check_gists, greedy, starter, stop
 from reference import Reference
-from transformers import AutoTokenizer
 from vllm.config import CompilationMode
 
 STEPS = 16
-REPAIRS = Path(__file__).parent / "cpu_repairs"
 MEGACONTEXT = {"gist_net": f"random:{GIST_SEED}", "window": 512}
 
 
@@ -26,17 +23,8 @@ def start_engine(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> I
     yield from starter(model_dir, tmp_path_factory)
 
 
-@pytest.fixture(scope="module")
-def history(model_dir: Path, text: str) -> list[int]:
-    return list(AutoTokenizer.from_pretrained(model_dir).encode(text[:200_000])[:35_000])
-
-
 def check(engine: Engine, tiny: Path, history: list[int]) -> None:
-    reference = Reference(tiny, GIST_SEED)
-    for tokens in (history, history[1000:9000]):
-        (output,) = engine.ask([tokens], greedy(STEPS))
-        embeddings, ids = engine.shown(reference, tokens, output)
-        assert list(output.outputs[0].token_ids) == reference.greedy(embeddings, ids, STEPS)
+    check_gists(engine, Reference(tiny, GIST_SEED), [history, history[1000:9000]], STEPS)
 
 
 def test_tensor_parallel(
@@ -45,11 +33,6 @@ def test_tensor_parallel(
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
     engine = start_engine(MEGACONTEXT, model=str(tiny), tensor_parallel_size=2)
     check(engine, tiny, history)
-
-
-@pytest.fixture
-def repaired(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(REPAIRS), prepend=os.pathsep)
 
 
 def test_pipeline_parallel(

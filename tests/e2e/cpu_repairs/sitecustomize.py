@@ -1,58 +1,48 @@
-"""What vLLM 0.32's CPU build lacks of pipeline parallelism and Ray, and its GPU build has: to test the plugin with.
+"""Repairs vLLM's CPU build (``repairs.py``) for pipeline parallelism and Ray, as its modules are imported.
+
+With ``VLLM_USE_V2_MODEL_RUNNER=1`` and ``TRITON_INTERPRET=1``, also for what a GPU has by default: Model Runner V2,
+whose kernels Triton's interpreter computes here, and asynchronous scheduling.
 
 Python runs this at the start of every process that has this folder in ``PYTHONPATH``: vLLM's workers, too.
 """
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
-from typing import Any
 
+import repairs
 
-def _buffers(module: ModuleType) -> None:
-    """The GPU runner makes the buffers for what a stage receives in its profiling run; the CPU's has none."""
-    runner = module.GPUModelRunner
-    stock = runner.sync_and_gather_intermediate_tensors
-
-    def sync_and_gather_intermediate_tensors(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if self.intermediate_tensors is None:
-            self.intermediate_tensors = self.model.make_empty_intermediate_tensors(
-                batch_size=self.max_num_tokens, dtype=self.model_config.dtype, device=self.device
-            )
-        return stock(self, *args, **kwargs)
-
-    runner.sync_and_gather_intermediate_tensors = sync_and_gather_intermediate_tensors
-
-
-def _ray(module: ModuleType) -> None:
-    """What a worker takes of Ray; without a name for it, the platform is refused."""
-    module.CpuPlatform.ray_device_key = "GPU"  # type: ignore[attr-defined]
-
-
-_REPAIRS: dict[str, Callable[[ModuleType], None]] = {
-    "vllm.v1.worker.gpu_model_runner": _buffers,
-    "vllm.platforms.cpu": _ray,
+REPAIRS: dict[str, list[Callable[[ModuleType], None]]] = {
+    "vllm.v1.worker.gpu_model_runner": [repairs.buffers_between_stages],
+    "vllm.platforms.cpu": [repairs.ray],
 }
+if os.environ.get("VLLM_USE_V2_MODEL_RUNNER") == "1":
+    REPAIRS["triton.backends"] = [repairs.interpreted_triton]
+    REPAIRS["triton.runtime.interpreter"] = [repairs.masks]
+    REPAIRS["vllm.v1.worker.gpu.sample.gumbel"] = [repairs.larger_tiles]
+    REPAIRS["vllm.platforms.cpu"].append(repairs.asynchronous_scheduling)
 
 
-class _Repairs(MetaPathFinder):
+class Repairs(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        repair = _REPAIRS.get(fullname)
-        spec = PathFinder.find_spec(fullname, path) if repair else None
-        if spec is None or spec.loader is None or repair is None:
+        wanted = REPAIRS.get(fullname, [])
+        spec = PathFinder.find_spec(fullname, path) if wanted else None
+        if spec is None or spec.loader is None:
             return None
         stock = spec.loader.exec_module
 
         def exec_module(module: ModuleType) -> None:
             stock(module)
-            repair(module)
+            for repair in wanted:
+                repair(module)
 
         spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
 
 
-sys.meta_path.insert(0, _Repairs())
+sys.meta_path.insert(0, Repairs())
