@@ -124,7 +124,7 @@ class MegaContextConfig(BaseModel):
     gist_pool_pages: int | None = Field(
         default=None,
         ge=1,
-        description="Pages of 32 gists beside the KV cache. Default: what one step can need at most.",
+        description="Pages of 32 gists beside the KV cache. Default: room for four steps of nothing but gists.",
     )
     traces_kept: int = Field(default=256, ge=1, description="Focus traces kept per namespace (megacontext_trace).")
 

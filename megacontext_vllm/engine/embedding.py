@@ -20,12 +20,14 @@ class SpanTable:
     """Which KV slots of the step under way hold gists.
 
     ``table``: int32 [KV slots], pool row or -1. ``layer``: the attention layer whose slot mapping speaks the same
-    slots as the scheduler. ``active``: whether this step has any; only read where no CUDA graph could freeze it.
+    slots as the scheduler. ``graphs``: whether a CUDA graph may play again what one step launched, so that a step
+    without gists has to launch the same. ``active``: whether this step has any.
     """
 
     pages: torch.Tensor
     table: torch.Tensor
     layer: str
+    graphs: bool
     active: bool = False
 
 
@@ -50,7 +52,7 @@ def _overlay(embeddings: torch.Tensor) -> None:
     if not is_forward_context_available():
         assert not spans.active, "this model looks embeddings up outside its forward pass; gists cannot be shown"
         return
-    if embeddings.device.type == "cpu" and not spans.active:
+    if not (spans.graphs or spans.active):
         return
     mapping = get_forward_context().slot_mapping
     assert not isinstance(mapping, list), "micro-batching is refused at start"

@@ -1,4 +1,4 @@
-"""The worker's side of the gist path: the pool of pages on the device, GistNet jobs, page fills, the span table."""
+"""The worker's side of the gist path: the pool of pages on the device, GistNet jobs, fills, the span table."""
 
 import logging
 from contextlib import closing
@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from megacontext_vllm.engine.embedding import GistEmbedding, SpanTable
-from megacontext_vllm.engine.page_fills import PageFills, Rows
-from megacontext_vllm.engine.step_work import GistJob, PageFill, StepWork
+from megacontext_vllm.engine.gist_fills import GistFills, Rows
+from megacontext_vllm.engine.step_work import GistFill, GistJob, StepWork
 from megacontext_vllm.errors import MegaContextError, StoreError
 from megacontext_vllm.nets.gistnet import GistNet
 from megacontext_vllm.tree.files.header import Header, RowType, level_path
@@ -52,13 +52,14 @@ class GistPool:
         self.writes = writes
         self.pages = torch.zeros(pages, BLOCK, self.dim, dtype=self.dtype, device=self.device)
         self.spans: SpanTable | None = None
-        self._fills = PageFills(self.pages)
+        self._fills = GistFills(self.pages)
         self._shown = torch.empty(0, dtype=torch.int64, device=self.device)
 
     def bind(self, num_slots: int, layer: str) -> SpanTable:
         """Make the span table once the size of the KV cache is known."""
         table = torch.full((num_slots,), -1, dtype=torch.int32, device=self.device)
-        self.spans = SpanTable(self.pages, table, layer)
+        self._shown = self._shown[:0]
+        self.spans = SpanTable(self.pages, table, layer, graphs=self.device.type != "cpu")
         return self.spans
 
     @torch.inference_mode()
@@ -76,7 +77,7 @@ class GistPool:
             return
         self._fills.begin_step()
         if len(self._shown):
-            spans.table[self._shown] = -1
+            spans.table.index_fill_(0, self._shown, -1)  # `table[shown] = -1` would wait for the device
             self._shown = self._shown[:0]
         spans.active = False
         if work is None:
@@ -125,20 +126,19 @@ class GistPool:
         tensor = torch.tensor(array)
         return (tensor.pin_memory() if self.device.type == "cuda" else tensor).to(self.device, non_blocking=True)
 
-    def _read_fill(self, fill: PageFill) -> Rows:
-        first, count = fill.page * BLOCK + fill.offset, fill.stop - fill.start
+    def _read_fill(self, fill: GistFill) -> Rows:
         try:
             path = Path(fill.path)
             rows = self._read(path, fill.start, fill.stop)
             # Asked behind the reading: a row's version is taken away before it changes.
             if not made_by(self.net.fingerprint, path, fill.start, fill.stop):
                 raise StoreError(f"{path}: its gists are another GistNet's; give each net a store of its own")
-            return Rows(first, rows)
+            return Rows(fill.rows, rows)
         except (MegaContextError, OSError, IndexError) as error:
             # The rows were committed when the step was scheduled: somebody took the file away. Answers that show them
-            # will be wrong until their page is given away, and this says so; the server and other requests go on.
+            # will be wrong until they are given away, and this says so; the server and other requests go on.
             logger.error("MegaContext shows zeros for gists that it cannot read any more: %s", error)
-            return Rows(first, torch.zeros(count, self.dim, dtype=self.dtype))
+            return Rows(fill.rows, torch.zeros(len(fill.rows), self.dim, dtype=self.dtype))
 
     def _read(self, path: Path, start: int, stop: int) -> torch.Tensor:
         """Committed rows of a gist file, compared with their checksums: ``[stop - start, d]`` on the host."""

@@ -22,7 +22,7 @@ from vllm.v1.request import Request, RequestStatus
 
 from megacontext_vllm.config import SECTION, parse_config
 from megacontext_vllm.engine.description import WORKERS_ATTRIBUTE
-from megacontext_vllm.engine.gist_pages import GistPages
+from megacontext_vllm.engine.gist_rows import GistRows
 from megacontext_vllm.engine.giving_way import let_go
 from megacontext_vllm.engine.held import Growing, HeldRequest, give_prompt
 from megacontext_vllm.engine.ingest import Ingest
@@ -59,7 +59,7 @@ class MegaContextScheduling(ShowingGists, RefocusingAnswers):
         tokenizer = cached_tokenizer_from_config(vllm_config.model_config)
         self.planner = make_planner(self.settings, tokenizer, workers)
         self.library = self.planner.library
-        self.gist_pages = GistPages(workers.pool_pages) if workers.gist_fingerprint else None
+        self.gist_rows = GistRows(workers.pool_pages) if workers.gist_fingerprint else None
         self.ingest = Ingest(self.settings.gist_tokens_per_step, workers.gist_fingerprint)
         self.held: dict[str, HeldRequest] = {}
         self.plans: dict[str, Plan] = {}
@@ -99,7 +99,7 @@ class MegaContextScheduling(ShowingGists, RefocusingAnswers):
         self._hold(request, plan_request, self._plan(plan_request))
 
     def _plan(self, plan_request: PlanRequest) -> Future[Plan]:
-        return self._threads.submit(self.planner.plan, plan_request, gists=self.gist_pages is not None)
+        return self._threads.submit(self.planner.plan, plan_request, gists=self.gist_rows is not None)
 
     def _hold(
         self,
@@ -141,9 +141,9 @@ class MegaContextScheduling(ShowingGists, RefocusingAnswers):
                         logger.error("MegaContext: %s", error)
                         self._plan_without_gists(held)
                         continue
-                    if held.ingest.refresh is not None and self.gist_pages is not None:
+                    if held.ingest.refresh is not None and self.gist_rows is not None:
                         # What is on the device may be the damage that was found on the disk, or an older net's.
-                        self.gist_pages.forget(str(held.plan.tree.path))
+                        self.gist_rows.forget(str(held.plan.tree.path))
             if held.ingest is not None and not held.ingest.covers(held.plan.length):
                 if not held.ingest.failed:
                     continue

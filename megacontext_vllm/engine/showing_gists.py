@@ -1,4 +1,4 @@
-"""Where the gists of a step are: which positions are gists, which KV slots those are, which pages they come from."""
+"""Where the gists of a step are: which positions are gists, which KV slots those are, which rows they come from."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -6,7 +6,7 @@ import numpy as np
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.request import Request
 
-from megacontext_vllm.engine.gist_pages import GistPages
+from megacontext_vllm.engine.gist_rows import GistRows
 from megacontext_vllm.engine.kv_group import slot_group
 from megacontext_vllm.engine.plan import Plan
 from megacontext_vllm.engine.step_work import StepWork
@@ -19,12 +19,12 @@ class ShowingGists:
     if TYPE_CHECKING:
         requests: dict[str, Request]
         plans: dict[str, Plan]
-        gist_pages: GistPages | None
+        gist_rows: GistRows | None
         kv_cache_config: Any
         kv_cache_manager: Any
 
     def _show_gists(self, output: SchedulerOutput, work: StepWork) -> None:
-        """Find the gist positions of this step and place their pages."""
+        """Find the gist positions of this step and their rows."""
         slots: list[np.ndarray] = []
         wanted: list[tuple[str, int, int]] = []
         for request_id, scheduled in output.num_scheduled_tokens.items():
@@ -40,8 +40,8 @@ class ShowingGists:
                 # The request was admitted once every complete node of its history had its gist committed.
                 wanted.append((str(plan.tree.gist_path(level)), index, num_nodes(plan.length, level)))
         if wanted:
-            assert self.gist_pages is not None
-            rows, work.fills = self.gist_pages.place(wanted)
+            assert self.gist_rows is not None
+            rows, work.fills = self.gist_rows.place(wanted)
             work.slots, work.rows = np.concatenate(slots), np.array(rows, dtype=np.int32)
 
     def _kv_slots(self, request_id: str, positions: np.ndarray) -> np.ndarray:

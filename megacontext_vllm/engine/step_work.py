@@ -29,14 +29,13 @@ class GistJob:
 
 
 @dataclass(frozen=True, slots=True)
-class PageFill:
-    """Copy committed rows ``[start, stop)`` of a gist file into page ``page`` of the pool, from ``offset`` on."""
+class GistFill:
+    """Copy committed gists ``[start, stop)`` of a gist file into ``rows`` of the pool: int64 ``[stop - start]``."""
 
     path: str
     start: int
     stop: int
-    page: int
-    offset: int
+    rows: npt.NDArray[np.int64]
 
 
 @dataclass(slots=True)
@@ -45,7 +44,7 @@ class StepWork:
 
     model_fingerprint: bytes
     jobs: list[GistJob] = field(default_factory=list)
-    fills: list[PageFill] = field(default_factory=list)
+    fills: list[GistFill] = field(default_factory=list)
     slots: npt.NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     rows: npt.NDArray[np.int32] = field(default_factory=lambda: np.empty(0, np.int32))
 

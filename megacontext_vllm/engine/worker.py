@@ -19,8 +19,8 @@ from megacontext_vllm.engine.embedding import (
     overlay_embedding,
 )
 from megacontext_vllm.engine.gist_net import choose_gist_net, describe, digest_of
-from megacontext_vllm.engine.gist_pages import check_pool_size, pages_needed
 from megacontext_vllm.engine.gist_pool import GistPool
+from megacontext_vllm.engine.gist_rows import check_pool_size, default_pages, pages_needed
 from megacontext_vllm.engine.kv_group import slot_group
 from megacontext_vllm.engine.patches import apply
 from megacontext_vllm.engine.pipeline import FirstStage, LastStage, only_makes_gists
@@ -55,13 +55,12 @@ class MegaContextWorker:
         net = choose_gist_net(settings.gist_net, config, model, self.model_runner.device)
         if net is None:
             return result
-        model_config, scheduling = config.model_config, config.scheduler_config
+        model_config, batched = config.model_config, config.scheduler_config.max_num_batched_tokens
         dim = model_config.get_hidden_size()
         layer = overlay_embedding(find_embedding(model, model_config.get_vocab_size(), dim))
         config.additional_config[OVERLAY] = OVERLAY_VERSION
-        needed = pages_needed(scheduling.max_num_batched_tokens, scheduling.max_num_seqs)
-        pages = settings.gist_pool_pages or needed
-        check_pool_size(pages, needed, page_bytes=32 * dim * layer.weight.element_size())
+        pages = settings.gist_pool_pages or default_pages(batched)
+        check_pool_size(pages, pages_needed(batched), page_bytes=32 * dim * layer.weight.element_size())
         self.gist_pool = GistPool(net, layer, pages, writes=get_tp_group().rank_in_group == 0)
         self._wrap_runner()
         return result

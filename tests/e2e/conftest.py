@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -53,9 +54,21 @@ def history(model_dir: Path, text: str) -> list[int]:
 
 
 @pytest.fixture
-def repaired(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Engines of this test get what vLLM's CPU build lacks (``cpu_repairs/sitecustomize.py``)."""
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent / "cpu_repairs"), prepend=os.pathsep)
+def repair(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """``repair("parallel", ...)``: engines of this test get what vLLM's CPU build lacks (``cpu_repairs``)."""
+    platform = "vllm.platforms.cpu"
+
+    def repair(*names: str) -> None:
+        monkeypatch.setenv("CPU_REPAIRS", " ".join(names))
+        monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent / "cpu_repairs"), prepend=os.pathsep)
+        # This process imported vLLM long ago, and makes the settings that the engine's gets.
+        module = import_module(platform)
+        for name in ("check_and_update_config", "graph_pool_handle", "support_static_graph_mode", "ray_device_key"):
+            monkeypatch.setattr(module.CpuPlatform, name, getattr(module.CpuPlatform, name, None), raising=False)
+        for name in names:
+            import_module(f"cpu_repairs.{name}").REPAIRS[platform](module)
+
+    return repair
 
 
 @pytest.fixture(scope="session")

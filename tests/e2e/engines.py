@@ -75,8 +75,8 @@ def starter(model_dir: Path, folders: pytest.TempPathFactory) -> Iterator[Callab
     """For a fixture: ``start_engine(megacontext={...}, **engine_args)``; what it started ends with the fixture."""
     running: list[Engine] = []
 
-    def start_engine(megacontext: dict[str, Any] | None, **arguments: Any) -> Engine:
-        engine = start(model_dir, folders.mktemp("store"), megacontext, **arguments)
+    def start_engine(megacontext: dict[str, Any] | None, store: Path | None = None, **arguments: Any) -> Engine:
+        engine = start(model_dir, store or folders.mktemp("store"), megacontext, **arguments)
         running.append(engine)
         return engine
 

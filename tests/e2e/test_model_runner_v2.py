@@ -4,15 +4,15 @@ Triton's interpreter computes the runner's kernels, so that a step takes a tenth
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cpu_repairs.repairs import asynchronous_scheduling
 from engines import GIST_SEED, Engine, check_gists, greedy, starter, stop
 from reference import Reference
 from vllm import SamplingParams
-from vllm.platforms import cpu
+from vllm.config import CompilationMode
 from vllm.sampling_params import StructuredOutputsParams
 
 LENGTH, STEPS = 256, 12
@@ -22,28 +22,25 @@ FOLDS = {**GISTS, "window": 160, "refocus_tokens": 64, "refocus_share": 1.0}
 
 @pytest.fixture
 def start_v2(
-    model_dir: Path, tmp_path_factory: pytest.TempPathFactory, repaired: None, monkeypatch: pytest.MonkeyPatch
+    model_dir: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    repair: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Callable[..., Engine]]:
-    """``start_engine`` with Model Runner V2, for one test."""
-    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "1")
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")  # Inductor takes Triton for a compiler here, too
-    # This process imported vLLM long ago, and decides whether the engine's may have it.
-    monkeypatch.setattr("vllm.config.vllm.HAS_TRITON", True)
-    monkeypatch.setattr(cpu.CpuPlatform, "check_and_update_config", cpu.CpuPlatform.check_and_update_config)
-    asynchronous_scheduling(cpu)
+    """``start_engine`` with Model Runner V2, for one test; ``repairs``: what else it needs."""
+    with contextmanager(starter)(model_dir, tmp_path_factory) as start:
 
-    def checked(start: Callable[..., Engine]) -> Callable[..., Engine]:
-        def start_engine(*args: Any, **arguments: Any) -> Engine:
+        def start_engine(*args: Any, repairs: tuple[str, ...] = (), **arguments: Any) -> Engine:
+            repair("second_runner", *repairs)
+            for name in ("VLLM_USE_V2_MODEL_RUNNER", "TRITON_INTERPRET", "TORCHDYNAMO_DISABLE"):
+                monkeypatch.setenv(name, "1")
+            monkeypatch.setattr("vllm.config.vllm.HAS_TRITON", True)  # this process asked long ago
             engine = start(*args, **arguments)
             config = engine.llm.llm_engine.vllm_config
             assert config.use_v2_model_runner and config.scheduler_config.async_scheduling
             return engine
 
-        return start_engine
-
-    for start in starter(model_dir, tmp_path_factory):
-        yield checked(start)
+        yield start_engine
 
 
 def test_gists_in_a_batch_that_does_not_fit(
@@ -74,7 +71,7 @@ def test_gists_in_a_batch_that_does_not_fit(
 
 
 def test_answers_that_fold_and_refocus_are_those_of_the_older_runner(
-    model_dir: Path, tmp_path_factory: pytest.TempPathFactory, tiny: Path, history: list[int], request: Any
+    start_v2: Callable[..., Engine], start_engine: Callable[..., Engine], tiny: Path, history: list[int]
 ) -> None:
     pattern = StructuredOutputsParams(regex=r"([a-z]{2} [0-9]{2}, ){15}end")
     asked = {
@@ -91,9 +88,42 @@ def test_answers_that_fold_and_refocus_are_those_of_the_older_runner(
         stop(engine)
         return [(list(answer.token_ids), str(answer.finish_reason)) for answer in said]
 
-    older = next(starter(model_dir, tmp_path_factory))
-    expected = answers(older)
-    assert answers(request.getfixturevalue("start_v2")) == expected
+    expected = answers(start_engine)  # first, as V2's repairs stay until the end of the test
+    assert answers(start_v2) == expected
+
+
+@pytest.mark.parametrize("graphs", [True, False])
+def test_in_cuda_graphs(
+    start_v2: Callable[..., Engine],
+    tiny: Path,
+    history: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    graphs: bool,
+) -> None:
+    """What is captured before there is a request is launched again for one, with its own gists.
+
+    Where the overlay is left out of a capture, as it is of a CPU's idle steps, they are not shown.
+    """
+    monkeypatch.setenv("VLLM_USE_BREAKABLE_CUDAGRAPH", "1")
+    monkeypatch.setenv("OVERLAY_IN_GRAPHS", str(int(graphs)))
+    engine = start_v2(
+        {**GISTS, "window": 512},
+        model=str(tiny),
+        repairs=("graphs",),
+        max_num_batched_tokens=256,
+        enforce_eager=False,
+        compilation_config={
+            "mode": CompilationMode.NONE,
+            "cudagraph_mode": "PIECEWISE",
+            "cudagraph_capture_sizes": [1, 2, 4, 8, 256],
+        },
+    )
+    for shown in (history[:3000], history[1000:9000]):
+        if graphs:
+            check_gists(engine, Reference(tiny, GIST_SEED), [shown], STEPS)
+        else:
+            with pytest.raises(AssertionError):
+                check_gists(engine, Reference(tiny, GIST_SEED), [shown], STEPS)
 
 
 @pytest.mark.parametrize("split", ["tensor_parallel_size", "pipeline_parallel_size"])

@@ -36,8 +36,13 @@ def test_tensor_parallel(
 
 
 def test_pipeline_parallel(
-    start_engine: Callable[..., Engine], tiny: Path, history: list[int], monkeypatch: pytest.MonkeyPatch, repaired: None
+    start_engine: Callable[..., Engine],
+    tiny: Path,
+    history: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    repair: Callable[..., None],
 ) -> None:
+    repair("parallel")
     monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
     settings = {**MEGACONTEXT, "refocus_tokens": 64, "refocus_share": 1.0}
     # Longer than the engine, so that it folds, and with a new focus on the way.
@@ -53,8 +58,9 @@ def test_pipeline_parallel(
 
 
 @pytest.fixture
-def ray(monkeypatch: pytest.MonkeyPatch, repaired: None) -> Iterator[None]:
+def ray(monkeypatch: pytest.MonkeyPatch, repair: Callable[..., None]) -> Iterator[None]:
     """A Ray of this machine's, which is told that it has two GPUs: vLLM gives each worker one."""
+    repair("parallel")
     monkeypatch.setenv("RAY_ADDRESS", "auto")
     command = [sys.executable, "-m", "ray.scripts.scripts"]
     options = ["--head", "--num-cpus", "4", "--num-gpus", "2", "--include-dashboard", "false", "--disable-usage-stats"]
@@ -78,11 +84,39 @@ def test_ray(
     check(engine, tiny, history)
 
 
-@pytest.mark.skipif(
+COMPILER = pytest.mark.skipif(
     shutil.which("g++") is None or not Path(sysconfig.get_path("include"), "Python.h").exists(),
     reason="torch.compile needs g++ and Python's headers",
 )
+
+
+@COMPILER
 def test_compiled(start_engine: Callable[..., Engine], tiny: Path, history: list[int]) -> None:
     engine = start_engine(MEGACONTEXT, model=str(tiny), enforce_eager=False)
     assert engine.llm.llm_engine.vllm_config.compilation_config.mode != CompilationMode.NONE
     check(engine, tiny, history)
+
+
+@COMPILER
+def test_compiled_as_for_a_gpu(
+    start_engine: Callable[..., Engine],
+    tiny: Path,
+    history: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+    repair: Callable[..., None],
+    tmp_path: Path,
+) -> None:
+    """By vLLM's own backend, in pieces between attention; and loaded from its cache on disk."""
+    repair("compiled")
+    monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path))
+    compilation = {"mode": CompilationMode.VLLM_COMPILE, "cudagraph_mode": "NONE", "compile_sizes": []}
+    caches = []
+    for _ in range(2):
+        engine = start_engine(
+            MEGACONTEXT, model=str(tiny), store=tmp_path / "store", enforce_eager=False, compilation_config=compilation
+        )
+        assert engine.llm.llm_engine.vllm_config.compilation_config.mode == CompilationMode.VLLM_COMPILE
+        check(engine, tiny, history)
+        stop(engine)
+        caches.append(sorted(tmp_path.glob("torch_compile_cache/torch_aot_compile/*")))
+    assert len(caches[0]) == 1 and caches[0] == caches[1], "compiled once"

@@ -28,7 +28,7 @@ from vllm.v1.structured_output import StructuredOutputManager
 
 from megacontext_vllm.engine.answers import ANSWER
 from megacontext_vllm.engine.description import WORKERS_ATTRIBUTE, WorkerDescription
-from megacontext_vllm.engine.gist_pages import pages_needed
+from megacontext_vllm.engine.gist_rows import pages_needed
 from megacontext_vllm.engine.scheduler import MegaContextAsyncScheduler
 from megacontext_vllm.engine.step_work import ATTRIBUTE
 from megacontext_vllm.errors import StoreError
@@ -152,7 +152,7 @@ class FakeWorker:
         for fill in work.fills:
             with closing(LevelReader(Path(fill.path))) as reader:
                 rows = reader.rows(fill.start, fill.stop)
-            self.pages[fill.page * 32 + fill.offset :][: len(rows)] = rows
+            self.pages[fill.rows] = rows
         for slot, row in zip(slots, work.rows.tolist(), strict=True):
             assert tuple(self.pages[row].tolist()) == expected[slot], "the row of another node"
 
@@ -262,7 +262,7 @@ def make_rig(async_config: Any, tmp_path: Path) -> Iterator[Callable[..., Rig]]:
         # LensNet takes seconds to load, for every rig anew, and what is found is not the matter here.
         settings = {"store": str(tmp_path / "store"), "lens": "lexical", "gist_tokens_per_step": 1024, **section}
         config.additional_config = {"megacontext": settings}
-        pages = pages_needed(128, 4)
+        pages = pages_needed(128)
         description = WorkerDescription(bytes(16), NET if gists else None, False, pages if gists else 0)
         object.__setattr__(config, WORKERS_ATTRIBUTE, description)
         spec = FullAttentionSpec(block_size=BLOCK_SIZE, num_kv_heads=1, head_size=32, dtype=torch.float32)

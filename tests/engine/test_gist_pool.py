@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from megacontext_vllm.engine.gist_pool import GistPool, rows_to_tensor, tensor_to_rows
-from megacontext_vllm.engine.step_work import GistJob, PageFill, StepWork
+from megacontext_vllm.engine.step_work import GistFill, GistJob, StepWork
 from megacontext_vllm.errors import MegaContextError
 from megacontext_vllm.nets.gistnet import RandomGistNet
 from megacontext_vllm.tree.files.durability import NEVER
@@ -69,6 +69,11 @@ def job(tree: MegaContextTree, level: int, start: int, stop: int) -> GistJob:
     return GistJob(str(tree.path), level, start, stop, tokens)
 
 
+def fill(path: str, start: int, stop: int, row: int) -> GistFill:
+    """Into neighbouring rows."""
+    return GistFill(path, start, stop, np.arange(row, row + stop - start))
+
+
 def make_all(pool: GistPool, tree: MegaContextTree) -> None:
     """Two levels, in several jobs and steps."""
     pool.run(work(jobs=[job(tree, 1, 0, 5)]))
@@ -105,8 +110,9 @@ def test_fills_put_committed_rows_where_they_belong(tree: MegaContextTree, dtype
     pool = make_pool(dtype)
     make_all(pool, tree)
     first, second = (str(tree.gist_path(level)) for level in (1, 2))
-    pool.run(work(fills=[PageFill(first, 32, 40, 2, 0), PageFill(second, 0, 2, 0, 0)]))
-    pool.run(work(fills=[PageFill(first, 40, 64, 2, 8)]))
+    pool.run(work(fills=[fill(first, 32, 40, 64), fill(second, 0, 2, 0)]))
+    pool.run(work(fills=[GistFill(first, 40, 64, np.arange(95, 71, -1))]))  # in whatever rows there are
+    pool.pages[2, 8:] = pool.pages[2, 8:].flip(0)
     for path, rows, place in ((first, (32, 64), pool.pages[2]), (second, (0, 2), pool.pages[0, :2])):
         with closing(LevelReader(Path(path))) as reader:
             assert torch.equal(place, rows_to_tensor(reader.rows(*rows), dtype)), "bit for bit"
@@ -134,7 +140,7 @@ def test_a_tree_that_was_served_in_another_type(
     pool.run(work(jobs=[job(tree, 1, 40, 67), job(tree, 2, 0, 1)]))
     assert (tree.gist_count(1), tree.gist_count(2)) == (67, 1)
     path = str(tree.gist_path(1))
-    pool.run(work(fills=[PageFill(path, 32, 64, 1, 0), PageFill(str(tree.gist_path(2)), 0, 1, 3, 0)]))
+    pool.run(work(fills=[fill(path, 32, 64, 32), fill(str(tree.gist_path(2)), 0, 1, 96)]))
     first, second = expected_gists(before, tree)
     torch.testing.assert_close(pool.pages[1].float(), first[32:64].float(), rtol=2e-2, atol=2e-2)
     torch.testing.assert_close(pool.pages[3, 0].float(), second[0].float(), rtol=3e-2, atol=3e-2)
@@ -172,7 +178,7 @@ def test_a_rank_that_does_not_write_still_takes_part(tree: MegaContextTree) -> N
     writer.run(work(jobs=jobs))
     reader.run(work(jobs=[job(tree, 2, 0, 1)]))
     assert not tree.gist_path(2).exists()
-    fills = [PageFill(str(tree.gist_path(1)), 0, 32, 0, 0)]
+    fills = [fill(str(tree.gist_path(1)), 0, 32, 0)]
     writer.run(work(fills=fills))
     reader.run(work(fills=fills))
     assert torch.equal(writer.pages, reader.pages) and writer.pages[0].any()
@@ -255,16 +261,16 @@ def test_gists_that_another_net_makes_again_are_not_shown(
     path = str(tree.gist_path(1))
     begin_refresh(tree.path, net.fingerprint)
     other.run(work(jobs=[replace(job(tree, 1, 0, 32), again=True)]))
-    pool.run(work(fills=[PageFill(path, 32, 64, 1, 0)]))
+    pool.run(work(fills=[fill(path, 32, 64, 32)]))
     assert not caplog.records and pool.pages[1].any(dim=1).all(), "what is still this net's is shown"
     pool.pages[2] = 1
-    pool.run(work(fills=[PageFill(path, 16, 48, 2, 0)]))
+    pool.run(work(fills=[fill(path, 16, 48, 64)]))
     assert "another GistNet's" in caplog.text and not pool.pages[2].any()
     caplog.clear()
-    other.run(work(jobs=[replace(job(tree, 1, 32, 64), again=True)], fills=[PageFill(path, 0, 32, 3, 0)]))
+    other.run(work(jobs=[replace(job(tree, 1, 32, 64), again=True)], fills=[fill(path, 0, 32, 96)]))
     assert not caplog.records and other.pages[3].any(dim=1).all(), "and the new ones are, while the rest is made"
     assert finish(tree.path)
-    pool.run(work(fills=[PageFill(path, 32, 64, 1, 0)]))
+    pool.run(work(fills=[fill(path, 32, 64, 32)]))
     assert "another GistNet's" in caplog.text and not pool.pages[1].any()
 
 

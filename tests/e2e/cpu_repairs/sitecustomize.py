@@ -1,36 +1,30 @@
-"""Repairs vLLM's CPU build (``repairs.py``) for pipeline parallelism and Ray, as its modules are imported.
+"""Gives vLLM's CPU build what its GPU build has, to test the plugin with: ``CPU_REPAIRS="parallel second_runner"``.
 
-With ``VLLM_USE_V2_MODEL_RUNNER=1`` and ``TRITON_INTERPRET=1``, also for what a GPU has by default: Model Runner V2,
-whose kernels Triton's interpreter computes here, and asynchronous scheduling.
-
-Python runs this at the start of every process that has this folder in ``PYTHONPATH``: vLLM's workers, too.
+Each name is a module of this folder, whose ``REPAIRS`` are done as vLLM's and Triton's modules are imported. Python
+runs this at the start of every process that has this folder in ``PYTHONPATH``: vLLM's workers, too.
 """
 
 import os
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
 from types import ModuleType
 
-import repairs
-
-REPAIRS: dict[str, list[Callable[[ModuleType], None]]] = {
-    "vllm.v1.worker.gpu_model_runner": [repairs.buffers_between_stages],
-    "vllm.platforms.cpu": [repairs.ray],
-}
-if os.environ.get("VLLM_USE_V2_MODEL_RUNNER") == "1":
-    REPAIRS["triton.backends"] = [repairs.interpreted_triton]
-    REPAIRS["triton.runtime.interpreter"] = [repairs.masks]
-    REPAIRS["vllm.v1.worker.gpu.sample.gumbel"] = [repairs.larger_tiles]
-    REPAIRS["vllm.platforms.cpu"].append(repairs.asynchronous_scheduling)
+sys.path.append(str(Path(__file__).parents[1]))
+WANTED: dict[str, list[Callable[[ModuleType], None]]] = {}
+for name in os.environ.get("CPU_REPAIRS", "").split():
+    for module_name, repair in import_module(f"cpu_repairs.{name}").REPAIRS.items():
+        WANTED.setdefault(module_name, []).append(repair)
 
 
 class Repairs(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        wanted = REPAIRS.get(fullname, [])
+        wanted = WANTED.get(fullname, [])
         spec = PathFinder.find_spec(fullname, path) if wanted else None
         if spec is None or spec.loader is None:
             return None
