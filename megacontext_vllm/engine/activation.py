@@ -94,7 +94,9 @@ def _wrap_create_engine_config(original: Callable[..., Any]) -> Callable[..., An
             return original(self, *args, **kwargs)
         check_version()
         settings = parse_config(section or {})
-        self.additional_config = {**(self.additional_config or {}), SECTION: dict(section or {})}
+        # In JSON's form, as vLLM hashes it for its cache of compiled models.
+        said = settings.model_dump(mode="json", exclude_unset=True)
+        self.additional_config = {**(self.additional_config or {}), SECTION: said}
         if self.scheduler_cls is not None:
             raise ConfigError(
                 f"MegaContext brings its own scheduler; leave out --scheduler-cls ({self.scheduler_cls})."
@@ -168,6 +170,8 @@ def _at_odds_with_gists(config: Any) -> str | None:
         "LoRA adapters": config.lora_config is not None,
         # Both hand prompt ids to others before they are sanitised.
         "a KV connector": config.kv_transfer_config is not None,
+        # Ranks that are added later load no weights, and so no net that was trained for them.
+        "--enable-elastic-ep": getattr(config.parallel_config, "enable_elastic_ep", False),
         "KV cache events": config.kv_events_config is not None and config.kv_events_config.enable_kv_cache_events,
     }
     return next((feature for feature, used in refused.items() if used), None)

@@ -111,10 +111,10 @@ def find_embedding(model: torch.nn.Module, vocab_size: int, hidden_size: int) ->
 
 def overlay_embedding(layer: VocabParallelEmbedding) -> GistEmbedding:
     """Give a loaded embedding layer the class that shows gists."""
-    if type(layer) is not VocabParallelEmbedding:
+    if type(layer) is not VocabParallelEmbedding or not layer.reduce_results:
         raise UnsupportedEngineError(
-            f"The embedding layer is a {type(layer).__name__}, not a plain VocabParallelEmbedding; serve this model "
-            "with megacontext.gist_net unset."
+            f"The embedding layer is a {type(layer).__name__}, not a plain VocabParallelEmbedding whose rows are whole "
+            "on every rank; serve this model with megacontext.gist_net unset."
         )
     layer.__class__ = GistEmbedding
     assert isinstance(layer, GistEmbedding)

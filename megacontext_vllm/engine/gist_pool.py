@@ -93,7 +93,7 @@ class GistPool:
     def _make_gists(self, job: GistJob, model_fingerprint: bytes) -> None:
         if job.tokens is not None:
             # Every rank takes part: the look-up is collective where the embedding is sharded.
-            ids = torch.from_numpy(job.tokens.astype(np.int64)).to(self.device)
+            ids = self._to_device(job.tokens.astype(np.int64))
             children = self.embedding.look_up(ids.reshape(-1)).view(*ids.shape, self.dim)
         if not self.writes:
             return

@@ -20,5 +20,5 @@ def slot_group(config: KVCacheConfig) -> int:
 
 def _has_slots(spec: KVCacheSpec) -> bool:
     if isinstance(spec, UniformTypeKVCacheSpecs):  # layers of one type that differ in size, merged into one group
-        return all(isinstance(layer, AttentionSpec) for layer in spec.kv_cache_specs.values())
-    return isinstance(spec, AttentionSpec)
+        return all(_has_slots(layer) for layer in spec.kv_cache_specs.values())
+    return isinstance(spec, AttentionSpec) and spec.uses_slot_mapping

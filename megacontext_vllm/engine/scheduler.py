@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm.tokenizers import cached_tokenizer_from_config
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
@@ -195,9 +196,12 @@ class MegaContextScheduling(ShowingGists, RefocusingAnswers):
     # ---- steps ----------------------------------------------------------------------------------------------------
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
-        self._advance_held()
-        self._drop_idle_ingests()
-        jobs = self.ingest.next_jobs()
+        jobs = []
+        paused = self.pause_state != PauseState.UNPAUSED  # type: ignore[attr-defined]
+        if not paused:  # where it sleeps, a worker has no weights to make gists with
+            self._advance_held()
+            self._drop_idle_ingests()
+            jobs = self.ingest.next_jobs()
         output: SchedulerOutput = super().schedule(throttle_prefills)  # type: ignore[misc]
         work = StepWork(self.planner.model_fingerprint, jobs)
         self._show_gists(output, work)
@@ -205,7 +209,7 @@ class MegaContextScheduling(ShowingGists, RefocusingAnswers):
         self._send_answers(output)
         if work:
             setattr(output, ATTRIBUTE, work)
-        elif self.held and not output.total_num_scheduled_tokens:
+        elif self.held and not (paused or self.running):
             self._wait_for_a_plan()
         return output
 

@@ -75,9 +75,11 @@ class MegaContextWorker:
         first = None if stages.is_last_rank else FirstStage(stages)
 
         def execute_model(scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
-            pool.run(getattr(scheduler_output, ATTRIBUTE, None))
-            if first is not None and only_makes_gists(scheduler_output):
-                first.done()
+            try:
+                pool.run(getattr(scheduler_output, ATTRIBUTE, None))
+            finally:  # whatever went wrong: the last stage would wait for ever
+                if first is not None and only_makes_gists(scheduler_output):
+                    first.done()
             return stock(scheduler_output, *args, **kwargs)
 
         def profile_run(*args: Any, **kwargs: Any) -> Any:

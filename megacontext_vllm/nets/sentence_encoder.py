@@ -42,13 +42,13 @@ class SentenceEncoder:
         prompts = _json(folder / "config_sentence_transformers.json").get("prompts") or {}
         self._question = prompts.get("query", "")
         self._document = prompts.get("document", prompts.get("passage", ""))
-        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         if not (folder / "config.json").is_file():
             raise ConfigError(
                 f"{folder} holds no sentence encoder: give the folder of a sentence-transformers model with its "
                 "config.json, tokenizer and model.safetensors (no hub is asked)."
             )
         try:
+            self.device = _device(device)
             self._tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
             model = AutoModel.from_pretrained(
                 str(folder), dtype=torch.float32, local_files_only=True, use_safetensors=True
@@ -107,6 +107,14 @@ def encoder_of(settings: MegaContextConfig) -> SentenceEncoder | None:
     encoder = SentenceEncoder(settings.encoder, settings.encoder_device)
     logger.info("MegaContext: the sentence encoder in %s reads what is found, on %s.", settings.encoder, encoder.device)
     return encoder
+
+
+def _device(name: str | None) -> torch.device:
+    """With a number, as each thread has a current GPU of its own, and questions are asked in another than this one."""
+    device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
 
 
 def _pools_by_first(folder: Path) -> bool:

@@ -268,6 +268,21 @@ def test_gists_are_refused_beside_lora_only_if_they_are_asked_for(configure: Con
     assert configure({"gist_net": "none"}, enable_lora=True).additional_config == {"megacontext": {"gist_net": "none"}}
 
 
+def test_gists_are_refused_beside_ranks_that_are_added_later(
+    configure: Configure, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configure({"gist_net": "random:1"})
+    config.parallel_config.enable_elastic_ep = True
+    assert activation._at_odds_with_gists(config) == "--enable-elastic-ep"
+
+
+def test_settings_that_are_no_json_can_be_hashed(configure: Configure, tmp_path: Path) -> None:
+    """vLLM does, for its cache of compiled models; and equal settings are equal to it."""
+    config = configure({"store": tmp_path / "store"})
+    assert config.additional_config == {"megacontext": {"store": str(tmp_path / "store")}}
+    assert config.compute_hash() == configure({"store": str(tmp_path / "store")}).compute_hash()
+
+
 def test_a_model_compiled_with_the_overlay_is_another_one_to_the_cache(configure: Configure) -> None:
     """As the worker notes it; else a model compiled without it would be loaded, and show no gists."""
     config = configure({})

