@@ -35,9 +35,15 @@ def _larger_tiles(module: ModuleType) -> None:
     module.gumbel_sample.__code__ = code.replace(co_consts=consts)
 
 
+def _top_k_without_triton(module: ModuleType) -> None:
+    """Its kernel asks a loop's variable for its type, which is a plain number to the interpreter."""
+    module.HAS_TRITON = False
+
+
 REPAIRS = {
     "triton.backends": _interpreted_triton,
     "triton.runtime.interpreter": _masks,
     "vllm.v1.worker.gpu.sample.gumbel": _larger_tiles,
+    "vllm.v1.sample.ops.topk_topp_sampler": _top_k_without_triton,
     "vllm.platforms.cpu": keep("scheduler_config.async_scheduling"),
 }
