@@ -10,7 +10,7 @@ import torch
 from megacontext_vllm.engine.embedding import GistEmbedding, SpanTable
 from megacontext_vllm.engine.gist_fills import GistFills, Rows
 from megacontext_vllm.engine.step_work import GistFill, GistJob, StepWork
-from megacontext_vllm.errors import MegaContextError, StoreError
+from megacontext_vllm.errors import CorruptTreeError, MegaContextError, StoreError
 from megacontext_vllm.nets.gistnet import GistNet
 from megacontext_vllm.tree.files.header import Header, RowType, level_path
 from megacontext_vllm.tree.files.level_reader import LevelReader
@@ -127,21 +127,36 @@ class GistPool:
         return (tensor.pin_memory() if self.device.type == "cuda" else tensor).to(self.device, non_blocking=True)
 
     def _read_fill(self, fill: GistFill) -> Rows:
+        """Zeros for what cannot be read: answers that show them will be wrong, and the log says so.
+
+        They were committed when the step was scheduled, so that somebody has taken the file away or damaged it since.
+        """
+        path, gists = Path(fill.path), torch.zeros(len(fill.gists), self.dim, dtype=self.dtype)
         try:
-            path = Path(fill.path)
-            rows = self._read(path, fill.start, fill.stop)
+            with closing(LevelReader(path)) as reader:
+                for page in np.split(np.arange(len(gists)), np.nonzero(np.diff(fill.gists // BLOCK))[0] + 1):
+                    _read_page(reader, fill.gists[page], gists[int(page[0]) : int(page[-1]) + 1])
             # Asked behind the reading: a row's version is taken away before it changes.
-            if not made_by(self.net.fingerprint, path, fill.start, fill.stop):
+            if not made_by(self.net.fingerprint, path, fill.gists):
+                gists.zero_()
                 raise StoreError(f"{path}: its gists are another GistNet's; give each net a store of its own")
-            return Rows(fill.rows, rows)
         except (MegaContextError, OSError, IndexError) as error:
-            # The rows were committed when the step was scheduled: somebody took the file away. Answers that show them
-            # will be wrong until they are given away, and this says so; the server and other requests go on.
             logger.error("MegaContext shows zeros for gists that it cannot read any more: %s", error)
-            return Rows(fill.rows, torch.zeros(len(fill.rows), self.dim, dtype=self.dtype))
+        return Rows(fill.rows, gists)
 
     def _read(self, path: Path, start: int, stop: int) -> torch.Tensor:
         """Committed rows of a gist file, compared with their checksums: ``[stop - start, d]`` on the host."""
         with closing(LevelReader(path)) as reader:
             rows = rows_to_tensor(reader.read(start, stop), TORCH_TYPES[reader.header.dtype])
         return rows.to(self.dtype)
+
+
+def _read_page(reader: LevelReader, indexes: np.ndarray, out: torch.Tensor) -> None:
+    """Gists of one page of a file, compared with its checksum; those of a damaged page stay as they are."""
+    first, last = int(indexes[0]), int(indexes[-1])
+    try:
+        rows = rows_to_tensor(reader.read(first, last + 1), TORCH_TYPES[reader.header.dtype])
+    except CorruptTreeError as error:
+        logger.error("MegaContext shows zeros for gists that it cannot read any more: %s", error)
+    else:
+        out.copy_(rows[torch.from_numpy(indexes - first)])

@@ -1,8 +1,9 @@
 """The scheduler's view of the gist pool: which gist of which tree lies in which row on the device."""
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
-from itertools import pairwise
+from collections.abc import Iterable
+from itertools import groupby
+from operator import itemgetter
 
 import numpy as np
 
@@ -76,8 +77,7 @@ class GistRows:
         # This step has its rows, so from the next one on these may be given away.
         self._free.extend(self._forgotten)
         self._forgotten = []
-        fills = [GistFill(path, start, stop, self._rows(path, start, stop)) for path, start, stop in _runs(missing)]
-        return [self._resident[gist] for gist in gists], fills
+        return [self._resident[gist] for gist in gists], self._fills(missing)
 
     def forget(self, folder: str) -> None:
         """Gists of the tree in ``folder`` are made again: they are to be filled anew before they are shown."""
@@ -85,8 +85,14 @@ class GistRows:
             # What the step before shows the device may still be reading.
             (self._forgotten if gist in self._before else self._free).append(self._resident.pop(gist))
 
-    def _rows(self, path: str, start: int, stop: int) -> np.ndarray:
-        return np.array([self._resident[path, index] for index in range(start, stop)], np.int64)
+    def _fills(self, missing: list[Gist]) -> list[GistFill]:
+        """One of each file."""
+        fills = []
+        for path, group in groupby(sorted(missing), key=itemgetter(0)):
+            gists = list(group)
+            indexes = np.array([index for _, index in gists], np.int64)
+            fills.append(GistFill(path, indexes, np.array([self._resident[gist] for gist in gists], np.int64)))
+        return fills
 
     def _make_room(self, count: int, needed: dict[Gist, None]) -> None:
         victims: list[Gist] = []
@@ -98,11 +104,3 @@ class GistRows:
         self._free.extend(self._resident.pop(gist) for gist in victims)
         assert len(self._free) >= count, "two steps need more rows than the pool was checked for"
 
-
-def _runs(gists: list[Gist]) -> Iterator[tuple[str, int, int]]:
-    """Neighbours of one file together: (path, start, stop)."""
-    gists = sorted(gists)
-    ends = [i for i, ((path, index), after) in enumerate(pairwise(gists), 1) if after != (path, index + 1)]
-    for start, stop in pairwise([0, *ends, len(gists)]):
-        if start < stop:
-            yield gists[start][0], gists[start][1], gists[stop - 1][1] + 1

@@ -30,11 +30,10 @@ class GistJob:
 
 @dataclass(frozen=True, slots=True)
 class GistFill:
-    """Copy committed gists ``[start, stop)`` of a gist file into ``rows`` of the pool: int64 ``[stop - start]``."""
+    """Copy committed ``gists`` of a file, ascending, into ``rows`` of the pool: int64 ``[n]`` each."""
 
     path: str
-    start: int
-    stop: int
+    gists: npt.NDArray[np.int64]
     rows: npt.NDArray[np.int64]
 
 

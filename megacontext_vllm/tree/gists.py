@@ -74,8 +74,8 @@ def gist_versions(folder: Path, level: int, start: int, stop: int) -> NDArray[np
     return versions
 
 
-def made_by(fingerprint: bytes, path: Path, start: int, stop: int) -> bool:
-    """Whether an engine with the net of this fingerprint may show gists ``[start, stop)`` of a level file.
+def made_by(fingerprint: bytes, path: Path, gists: NDArray[np.int64]) -> bool:
+    """Whether an engine with the net of this fingerprint may show all of ``gists`` of a level file, ascending.
 
     It may show its own, and those of a tree that is being refreshed with it. Raises IndexError beyond the committed
     gists, CorruptTreeError, StoreError.
@@ -86,7 +86,8 @@ def made_by(fingerprint: bytes, path: Path, start: int, stop: int) -> bool:
     if header.gist_fingerprint == fingerprint or newest(folder) == fingerprint:
         return True
     version = version_of(known_versions(folder), fingerprint)
-    return version > 0 and bool((gist_versions(folder, header.level, start, stop) == version).all())
+    first, last = int(gists[0]), int(gists[-1])
+    return version > 0 and bool((gist_versions(folder, header.level, first, last + 1)[gists - first] == version).all())
 
 
 def stale(folder: Path, level: int, sealed: SealedSpans | None = None) -> NDArray[np.bool_]:

@@ -151,8 +151,7 @@ class FakeWorker:
                 pass  # as in the product: the tree may be gone
         for fill in work.fills:
             with closing(LevelReader(Path(fill.path))) as reader:
-                rows = reader.rows(fill.start, fill.stop)
-            self.pages[fill.rows] = rows
+                self.pages[fill.rows] = reader.rows(0, reader.count)[fill.gists]
         for slot, row in zip(slots, work.rows.tolist(), strict=True):
             assert tuple(self.pages[row].tolist()) == expected[slot], "the row of another node"
 

@@ -16,7 +16,7 @@ from megacontext_vllm.engine.step_work import GistFill, GistJob, StepWork
 from megacontext_vllm.errors import MegaContextError
 from megacontext_vllm.nets.gistnet import RandomGistNet
 from megacontext_vllm.tree.files.durability import NEVER
-from megacontext_vllm.tree.files.header import Header, RowType
+from megacontext_vllm.tree.files.header import HEADER_BYTES, Header, RowType
 from megacontext_vllm.tree.files.level_file import LevelWriter
 from megacontext_vllm.tree.files.level_reader import LevelReader
 from megacontext_vllm.tree.gists import begin_refresh, finish
@@ -71,7 +71,7 @@ def job(tree: MegaContextTree, level: int, start: int, stop: int) -> GistJob:
 
 def fill(path: str, start: int, stop: int, row: int) -> GistFill:
     """Into neighbouring rows."""
-    return GistFill(path, start, stop, np.arange(row, row + stop - start))
+    return GistFill(path, np.arange(start, stop), np.arange(row, row + stop - start))
 
 
 def make_all(pool: GistPool, tree: MegaContextTree) -> None:
@@ -111,13 +111,29 @@ def test_fills_put_committed_rows_where_they_belong(tree: MegaContextTree, dtype
     make_all(pool, tree)
     first, second = (str(tree.gist_path(level)) for level in (1, 2))
     pool.run(work(fills=[fill(first, 32, 40, 64), fill(second, 0, 2, 0)]))
-    pool.run(work(fills=[GistFill(first, 40, 64, np.arange(95, 71, -1))]))  # in whatever rows there are
+    pool.run(work(fills=[GistFill(first, np.arange(40, 64), np.arange(95, 71, -1))]))  # in whatever rows there are
     pool.pages[2, 8:] = pool.pages[2, 8:].flip(0)
     for path, rows, place in ((first, (32, 64), pool.pages[2]), (second, (0, 2), pool.pages[0, :2])):
         with closing(LevelReader(Path(path))) as reader:
             assert torch.equal(place, rows_to_tensor(reader.rows(*rows), dtype)), "bit for bit"
     assert not pool.pages[1].any() and not pool.pages[3].any() and not pool.pages[0, 2:].any()
     assert pool.pages[2].dtype == dtype and pool.pages[2].any(dim=1).all()
+
+
+def test_a_damaged_page_is_shown_as_zeros_and_the_others_as_they_are(
+    tree: MegaContextTree, caplog: pytest.LogCaptureFixture
+) -> None:
+    pool = make_pool()
+    make_all(pool, tree)
+    path = tree.gist_path(1)
+    with path.open("r+b") as file:
+        file.seek(HEADER_BYTES + 40 * DIM * 4)
+        file.write(b"\xff\xff")
+    pool.run(work(fills=[fill(str(path), 0, 67, 10)]))
+    with closing(LevelReader(path)) as reader:
+        expected = rows_to_tensor(reader.rows(0, 67), torch.float32).clone()
+    expected[32:64] = 0
+    assert torch.equal(pool.pages.view(-1, DIM)[10:77], expected) and "shows zeros" in caplog.text
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

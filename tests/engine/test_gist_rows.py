@@ -29,10 +29,11 @@ def test_against_a_plain_device(steps: list[tuple[list[tuple[str, int]], str | N
             made[forgotten] += 1
         resident = set(device.values()) if rows.resident == len(device) else None
         shown, fills = rows.place([(path, index, index + 1) for path, index in gists])
-        filled = [(fill.path, index) for fill in fills for index in range(fill.start, fill.stop)]
+        filled = [(fill.path, index) for fill in fills for index in fill.gists.tolist()]
+        assert len({fill.path for fill in fills}) == len(fills), "a file is opened once"
         assert len(set(filled)) == len(filled) and set(filled) <= set(gists)
         for fill in fills:
-            for index, row in zip(range(fill.start, fill.stop), fill.rows.tolist(), strict=True):
+            for index, row in zip(fill.gists.tolist(), fill.rows.tolist(), strict=True):
                 assert row not in read_before, "the device may still be reading it"
                 assert resident is None or (fill.path, index, made[fill.path[0]]) not in resident, "it is there already"
                 device[row] = (fill.path, index, made[fill.path[0]])
@@ -42,13 +43,13 @@ def test_against_a_plain_device(steps: list[tuple[list[tuple[str, int]], str | N
         assert rows.resident <= 32 * PAGES
 
 
-def test_neighbours_are_filled_together() -> None:
+def test_a_file_is_filled_from_at_once_in_its_order() -> None:
     rows = GistRows(4)
     shown, fills = rows.place([("b", 3, 9), ("a", 8, 9), ("a", 7, 9), ("a", 5, 9), ("a", 8, 9)])
-    assert [(fill.path, fill.start, fill.stop) for fill in fills] == [("a", 5, 6), ("a", 7, 9), ("b", 3, 4)]
+    assert [(fill.path, fill.gists.tolist()) for fill in fills] == [("a", [5, 7, 8]), ("b", [3])]
     assert shown[1] == shown[4] and len(set(shown)) == 4
-    assert [fill.rows.tolist() for fill in fills] == [[shown[3]], [shown[2], shown[1]], [shown[0]]]
-    assert rows.place([("a", 6, 9), ("a", 7, 9)])[1][0].start == 6
+    assert [fill.rows.tolist() for fill in fills] == [[shown[3], shown[2], shown[1]], [shown[0]]]
+    assert rows.place([("a", 6, 9), ("a", 7, 9)])[1][0].gists.tolist() == [6]
 
 
 def test_the_least_recently_shown_make_room() -> None:
@@ -57,7 +58,7 @@ def test_the_least_recently_shown_make_room() -> None:
     rows.place([("late", i, 32) for i in range(16)])
     rows.place([("old", i, 32) for i in range(4)])
     _, fills = rows.place([("new", i, 32) for i in range(12)])
-    assert sum(fill.stop - fill.start for fill in fills) == 12
+    assert [fill.gists.tolist() for fill in fills] == [list(range(12))]
     assert rows.place([("late", i, 32) for i in range(16)] + [("old", i, 32) for i in range(4)])[1] == []
 
 
@@ -77,7 +78,7 @@ def test_gists_of_a_tree_that_was_forgotten_are_filled_anew_elsewhere() -> None:
     before, _ = rows.place(wanted)
     rows.forget("a/t")
     shown, fills = rows.place(wanted)
-    assert [(fill.path, fill.start) for fill in fills] == [("a/t/LOD1.ctx", 3)]
+    assert [(fill.path, fill.gists.tolist()) for fill in fills] == [("a/t/LOD1.ctx", [3])]
     assert shown[1] == before[1] and shown[0] != before[0]
     for _ in range(3):  # no row is lost
         rows.forget("a/t")
