@@ -16,15 +16,19 @@ def _interpreted_triton(module: ModuleType) -> None:
 
 
 def _masks(module: ModuleType) -> None:
-    """The interpreter refuses a mask that came out of numbers, as in vLLM's kernel for structured output."""
+    """The interpreter refuses a mask that came out of numbers, as in vLLM's for structured output and n-grams."""
     builder = module.InterpreterBuilder
-    stock = builder.create_masked_store
+    load, store = builder.create_masked_load, builder.create_masked_store
+
+    def create_masked_load(self: Any, pointers: Any, mask: Any, *args: Any) -> Any:
+        mask.data = mask.data.astype(bool)
+        return load(self, pointers, mask, *args)
 
     def create_masked_store(self: Any, pointers: Any, value: Any, mask: Any, *args: Any) -> Any:
         mask.data = mask.data.astype(bool)
-        return stock(self, pointers, value, mask, *args)
+        return store(self, pointers, value, mask, *args)
 
-    builder.create_masked_store = create_masked_store
+    builder.create_masked_load, builder.create_masked_store = create_masked_load, create_masked_store
 
 
 def _larger_tiles(module: ModuleType) -> None:
