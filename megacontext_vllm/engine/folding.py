@@ -113,6 +113,7 @@ class FoldingAnswers:
             request.num_preemptions -= 1
             if request.events and request.events[-1].type == EngineCoreEventType.PREEMPTED:
                 request.events.pop()
+        request.drop_stale_output = True  # preempted by vLLM just now: what is in flight saw what was shown before
         self.waiting.remove_request(request)
         self.deferred_waiting.discard(request)
 

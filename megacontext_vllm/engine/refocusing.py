@@ -11,7 +11,7 @@ import logging
 from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
-from vllm.v1.request import Request, RequestStatus
+from vllm.v1.request import Request
 
 from megacontext_vllm.config import MegaContextConfig
 from megacontext_vllm.engine.folding import FoldingAnswers
@@ -51,7 +51,7 @@ class RefocusingAnswers(FoldingAnswers):
             if said >= growing.next_look:
                 plan_request = self._plan_request(request, growing, growing.next_look)
                 growing.look = Look(plan_request, self._plan(plan_request))
-        elif said >= growing.look.plan_request.answer + LATER and request.status == RequestStatus.RUNNING:
+        elif said >= growing.look.plan_request.answer + LATER:
             self._due.append(request)
 
     def _decide(self) -> None:

@@ -5,6 +5,7 @@ asked for: once the answer speaks of that, it is to be shown.
 """
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -63,6 +64,25 @@ def test_what_the_answer_speaks_of_is_shown(make_rig: MakeRig, late: int, v2: bo
     assert gists or shows_passage(after)
     assert after + said(EVERY + 32) in rig.worker.seen_prompts["it"], "32 tokens after the look, none lost"
     assert request.num_preemptions == 0
+    rig.assert_clean()
+
+
+@lateness
+@pytest.mark.parametrize("v2", [False, True])
+@pytest.mark.parametrize("before", [0, 1, 2])
+def test_preempted_just_when_it_is_decided(make_rig: MakeRig, late: int, v2: bool, before: int) -> None:
+    """The new focus comes at the same token as ever, and what was in flight, which saw the old one, is not said."""
+    rig = make_rig(late=late, v2=v2, gists=False, **AT_ONCE)
+    rig.add("it", history(), max_tokens=120)
+    rig.run(until=lambda: len(rig.tokens["it"]) == EVERY + 32 - before)
+    request = rig.scheduler.requests["it"]
+    if request in rig.scheduler.running:  # as vLLM does where the blocks do not suffice
+        rig.scheduler.running.remove(request)
+        rig.scheduler._preempt_request(request, time.monotonic())
+    rig.run()
+    assert rig.tokens["it"] == said(120) and rig.finished["it"] == [FinishReason.LENGTH]
+    assert shows_passage(prompts(rig)[-1])
+    assert prompts(rig)[-1] + said(EVERY + 32) in rig.worker.seen_prompts["it"], "32 tokens after the look, none lost"
     rig.assert_clean()
 
 
