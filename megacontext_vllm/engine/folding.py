@@ -108,12 +108,12 @@ class FoldingAnswers:
     def _set_aside(self, request: Request) -> None:
         if request.status == RequestStatus.RUNNING:
             self.running.remove(request)
-            self._preempt_request(request, time.monotonic(), drop_stale_output=True)
+            self._preempt_request(request, time.monotonic())
             # It was no preemption: nobody should think that memory is short.
             request.num_preemptions -= 1
             if request.events and request.events[-1].type == EngineCoreEventType.PREEMPTED:
                 request.events.pop()
-        request.drop_stale_output = True  # preempted by vLLM just now: what is in flight saw what was shown before
+        request.drop_stale_output = True  # what is in flight, whoever preempted it, saw what was shown before
         self.waiting.remove_request(request)
         self.deferred_waiting.discard(request)
 

@@ -138,25 +138,32 @@ class GistPool:
                     _read_page(reader, fill.gists[page], gists[int(page[0]) : int(page[-1]) + 1])
             # Asked behind the reading: a row's version is taken away before it changes.
             if not made_by(self.net.fingerprint, path, fill.gists):
-                gists.zero_()
                 raise StoreError(f"{path}: its gists are another GistNet's; give each net a store of its own")
         except (MegaContextError, OSError, IndexError) as error:
-            logger.error("MegaContext shows zeros for gists that it cannot read any more: %s", error)
+            gists.zero_()  # whose they are was not asked
+            _note_zeros(error)
         return Rows(fill.rows, gists)
 
     def _read(self, path: Path, start: int, stop: int) -> torch.Tensor:
-        """Committed rows of a gist file, compared with their checksums: ``[stop - start, d]`` on the host."""
         with closing(LevelReader(path)) as reader:
-            rows = rows_to_tensor(reader.read(start, stop), TORCH_TYPES[reader.header.dtype])
-        return rows.to(self.dtype)
+            return _checked(reader, start, stop).to(self.dtype)
 
 
 def _read_page(reader: LevelReader, indexes: np.ndarray, out: torch.Tensor) -> None:
     """Gists of one page of a file, compared with its checksum; those of a damaged page stay as they are."""
     first, last = int(indexes[0]), int(indexes[-1])
     try:
-        rows = rows_to_tensor(reader.read(first, last + 1), TORCH_TYPES[reader.header.dtype])
+        rows = _checked(reader, first, last + 1)
     except CorruptTreeError as error:
-        logger.error("MegaContext shows zeros for gists that it cannot read any more: %s", error)
+        _note_zeros(error)
     else:
         out.copy_(rows[torch.from_numpy(indexes - first)])
+
+
+def _checked(reader: LevelReader, start: int, stop: int) -> torch.Tensor:
+    """Committed rows of a gist file in its own type, compared with their checksums: ``[stop - start, d]``, host."""
+    return rows_to_tensor(reader.read(start, stop), TORCH_TYPES[reader.header.dtype])
+
+
+def _note_zeros(error: Exception) -> None:
+    logger.error("MegaContext shows zeros for gists that it cannot read any more: %s", error)

@@ -145,6 +145,7 @@ TOUCHED = (
     "vllm.v1.request:Request.block_hashes",
     "vllm.v1.request:Request.cache_salt",
     "vllm.v1.request:Request.client_index",
+    "vllm.v1.request:Request.drop_stale_output",
     "vllm.v1.request:Request.events",
     "vllm.v1.request:Request.get_finished_reason",
     "vllm.v1.request:Request.is_finished",

@@ -136,6 +136,17 @@ def test_a_damaged_page_is_shown_as_zeros_and_the_others_as_they_are(
     assert torch.equal(pool.pages.view(-1, DIM)[10:77], expected) and "shows zeros" in caplog.text
 
 
+def test_of_a_file_that_ends_too_soon_nothing_is_shown(
+    tree: MegaContextTree, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whose they are is asked behind the reading, and was not."""
+    pool = make_pool()
+    make_all(pool, tree)
+    pool.pages[:] = 1
+    pool.run(work(fills=[fill(str(tree.gist_path(1)), 0, 80, 10)]))
+    assert "shows zeros" in caplog.text and not pool.pages.view(-1, DIM)[10:90].any()
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_rows_round_trip_bit_for_bit(dtype: torch.dtype) -> None:
     gists = torch.tensor([[0.0, -0.0, 1 / 3, -1e-7, 65504.0, 6e-8]]).to(dtype)
