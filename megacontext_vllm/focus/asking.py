@@ -5,24 +5,33 @@ Only the two ends of the message are read: the cost does not depend on how long 
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 from megacontext_vllm.focus.closing import Closing, Range
+from megacontext_vllm.focus.english import is_other, may_be_english
 from megacontext_vllm.focus.how_to_answer import introduces, requests, says_how
-from megacontext_vllm.focus.messages import Decode, Message, has_word
+from megacontext_vllm.focus.messages import Message, has_word
+from megacontext_vllm.focus.opening import Opening
+from megacontext_vllm.focus.plain_text import Decode, fitting, length, pieces
 
-_OPENING_LOOK = 64  # tokens of an opening instruction
+_LOOK = 256  # tokens in which an opening is looked for
+_OPENING_LOOK = 64  # of them, as ``plain_text.length`` counts them, for an opening instruction
 _OPENING_PLAIN = 32  # without a question mark; a longer first line is the text itself, and would find itself
 _LABELLED_LOOK = 256  # tokens in front of a text, of which one line is called the question
 _LONG_MESSAGE = 256
 _MIN_WORDS = 3
 _MINOR_WEIGHT = 0.25
 _HOW = 0.05
+_ASKS = re.compile(r"\?\W*$")
+_CALLED = (
+    "question query instruction frage pregunta pergunta domanda pytanie вопрос питання ερώτηση soru"
+    " سؤال السؤال پرسش سوال 问题 問題 提问 質問 질문"
+)
 _LABEL = re.compile(
-    r"^\W*(?:(?:user|my|the)\s+)?(?:question|query|instruction)\s*:\W*(?=\w)", re.IGNORECASE | re.MULTILINE
+    rf"^\W*(?:(?:user|my|the)\s+)?(?:{'|'.join(_CALLED.split())}|câu\s+hỏi)\s*:\W*(?=\w)", re.IGNORECASE | re.MULTILINE
 )
 
 
@@ -37,6 +46,7 @@ class Asking:
     questions       the terms of each question, where several are asked that stand by themselves; else empty.
     about           ``[start, stop)`` of the terms that are only what it may be asked about; mostly none.
     in_front        their tokens, in front of ``start``; (0, 0) without any.
+    front           what the message opens with, where that may ask, and the end of it may not.
     """
 
     terms: npt.NDArray[np.int64]
@@ -50,6 +60,7 @@ class Asking:
     questions: tuple[slice, ...] = ()
     about: Range = (0, 0)
     in_front: Range = (0, 0)
+    front: Opening = field(default_factory=Opening)
 
     @staticmethod
     def of(tokens: npt.NDArray[np.uint32], message: Message, decode: Decode, max_terms: int) -> "Asking":
@@ -66,7 +77,7 @@ class Asking:
             line = _first_line(tokens, message, closing.start, decode)
         labelled = _labelled(tokens, message, closing, decode)
         start, stop = labelled if labelled[1] else line
-        opening = (start, min(stop, start + max_terms))
+        opening = (start, start + fitting(pieces(tokens[start:stop].tolist(), decode), max_terms))
         text = decode(tokens[slice(*opening)].tolist())
         first = (message.start, stop) if labelled[1] else opening if introduces(text) else (0, 0)
         leads = bool(labelled[1]) or (stop > 0 and _is_document(closing, message, text))
@@ -91,7 +102,18 @@ class Asking:
             not leads,
             () if leads else tuple(_among(where, question) for question in closing.questions),
             *_about(closing, sizes, leads),
+            _front(tokens, message, closing, decode),
         )
+
+
+def _front(tokens: npt.NDArray[np.uint32], message: Message, closing: Closing, decode: Decode) -> Opening:
+    """``front`` of ``Asking``."""
+    end = closing.asks.text
+    asks = any(_ASKS.search(sentence.text) for sentence in closing.asks.sentences)
+    if message.end - message.start <= _LONG_MESSAGE or asks or may_be_english(end):
+        return Opening()
+    found = Opening.of(tokens, message, closing.start, decode)
+    return found if is_other(end) or is_other(found.text) else Opening()
 
 
 def _about(closing: Closing, sizes: Sequence[int], leads: bool) -> tuple[Range, Range]:
@@ -147,13 +169,13 @@ def _first_line(tokens: npt.NDArray[np.uint32], message: Message, before: int, d
     if not message.opened:
         return (0, 0)
     start = message.start
-    texts = [decode([token]) for token in tokens[start : min(before, start + _OPENING_LOOK)].tolist()]
+    texts = pieces(tokens[start : min(before, start + _LOOK)].tolist(), decode)
     words = 0
-    for i, text in enumerate(texts):
+    for i, text in enumerate(texts[: fitting(texts, _OPENING_LOOK)]):
         words += has_word(text)
         if "\n" in text and words >= _MIN_WORDS:
-            line = tokens[start : start + i + 1]
-            short = len(line) <= _OPENING_PLAIN or "?" in decode(line.tolist())
+            line = texts[: i + 1]
+            short = length(line) <= _OPENING_PLAIN or "?" in "".join(line)
             return (start, start + len(line)) if short else (0, 0)
     return (0, 0)
 
@@ -164,7 +186,7 @@ def _labelled(tokens: npt.NDArray[np.uint32], message: Message, closing: Closing
     if not message.opened or _LABEL.search(end) or requests(end):
         return (0, 0)
     low = message.start
-    texts = [decode([token]) for token in tokens[low : min(closing.asks.start, low + _LABELLED_LOOK)].tolist()]
+    texts = pieces(tokens[low : min(closing.asks.start, low + _LABELLED_LOOK)].tolist(), decode)
     ends = np.cumsum([len(text) for text in texts])
     found = _LABEL.search("".join(texts))
     if found is None:

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from megacontext_vllm.focus.english import is_other, may_be_english
 from megacontext_vllm.focus.follow_up import leans_on_before, points_only
 from megacontext_vllm.focus.how_to_answer import (
     continues,
@@ -28,12 +29,13 @@ from megacontext_vllm.focus.how_to_answer import (
     requests,
     says_how,
 )
-from megacontext_vllm.focus.messages import Decode, Message
+from megacontext_vllm.focus.messages import Message
 from megacontext_vllm.focus.paragraphs import Paragraph, paragraphs
+from megacontext_vllm.focus.plain_text import Decode
 
 _RULES = 6  # paragraphs in front of the question that say how to answer it
 _DOUBTED = 0.5  # what a question counts that stands in front of what may be a request, or how to answer it
-_MOST = 4  # questions that are looked for one by one
+MOST_QUESTIONS = 4  # that are looked for one by one
 _HEADING = 24  # tokens of a line over questions
 _ABOUT = 96  # tokens that "Why does this fail?" is asked about
 _ENOUGH = 12  # of them; less is a heading, or "I get this error:", and belongs to what stands in front of it
@@ -158,7 +160,7 @@ def _goes_on(above: Paragraph, below: Paragraph) -> bool:
 def _one_by_one(asking: Sequence[Paragraph]) -> tuple[Range, ...]:
     """The tokens of each question in these paragraphs, if each of them can be looked for by itself."""
     each = [sentence for paragraph in asking for sentence in paragraph.sentences if "?" in sentence.text]
-    if not 1 < len(each) <= _MOST or not all(paragraph.whole for paragraph in asking):
+    if not 1 < len(each) <= MOST_QUESTIONS or not all(paragraph.whole for paragraph in asking):
         return ()
     if any(points_only(question.text) or leans_on_before(question.text) for question in each):
         return ()
@@ -175,7 +177,14 @@ def _about(asks: Paragraph, ahead: Sequence[Paragraph]) -> list[Paragraph]:
         size = _size(about)
         if size >= _ABOUT or not paragraph.whole or (paragraph.apart and size >= _ENOUGH):
             break
+        if asks_before(paragraph.text, asks.text):
+            break
     return about
+
+
+def asks_before(text: str, behind: str) -> bool:
+    """Whether ``text`` may well ask, in another language, and what stands ``behind`` it say how to answer."""
+    return "?" in text and "?" not in behind and not may_be_english(behind) and (is_other(text) or is_other(behind))
 
 
 def _doubted(asks: Paragraph, ahead: Sequence[Paragraph]) -> list[Paragraph]:

@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from megacontext_vllm.focus.messages import Decode
+from megacontext_vllm.focus.plain_text import Decode
 from megacontext_vllm.focus.query import Query
 from megacontext_vllm.tree.nodes import BLOCK
 

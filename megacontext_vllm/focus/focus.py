@@ -23,10 +23,10 @@ from megacontext_vllm.focus.indexing import index
 from megacontext_vllm.focus.leaning import narrow
 from megacontext_vllm.focus.lexical import Found, LexicalLens
 from megacontext_vllm.focus.meaning import MeaningLens
-from megacontext_vllm.focus.messages import Decode
 from megacontext_vllm.focus.neighbours import apart
 from megacontext_vllm.focus.overview import raise_ends, spread_out
 from megacontext_vllm.focus.pins import pins
+from megacontext_vllm.focus.plain_text import Decode
 from megacontext_vllm.focus.present import told_backwards
 from megacontext_vllm.focus.query import Query, find_query
 from megacontext_vllm.focus.second_look import look_again, look_ahead

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from megacontext_vllm.focus.history import History
 from megacontext_vllm.focus.neighbours import lend, spread
+from megacontext_vllm.focus.plain_text import CUT, plain
 from megacontext_vllm.focus.query import Query
 from megacontext_vllm.focus.respelled import find_respelled, half_silent, whole_words
 from megacontext_vllm.focus.spelling import Spelling, look_up
@@ -52,8 +53,9 @@ class LexicalLens:
         # One more row than there are tokens: ids beyond the vocabulary (padded heads, new markers) clip to it.
         table = np.full(len(vocabulary) + 1, -1, dtype=np.int32)
         for token, text in enumerate(vocabulary):
-            term = text.strip().casefold()
-            if any(map(str.isalnum, term)) and term not in STOP_WORDS:
+            # Parts of characters look all the same, and are told apart by what they are.
+            term = f"{CUT}{token}" if CUT in text else text.strip().casefold()
+            if CUT in text or (any(map(str.isalnum, term)) and term not in STOP_WORDS):
                 table[token] = terms.setdefault(term, len(terms))
         self._table = table
         self.spelling = Spelling(vocabulary)
@@ -67,7 +69,7 @@ class LexicalLens:
         self._capital = np.array([*(text.lstrip()[:1].isupper() for text in vocabulary), False], dtype=np.bool_)
         self._line = np.array([*("\n" in text for text in vocabulary), False], dtype=np.bool_)
         self._lines = np.array([*("\n\n" in text for text in vocabulary), False], dtype=np.bool_)
-        ends = [text.rstrip(" ").endswith(_ENDS) for text in vocabulary]
+        ends = [plain(text).rstrip(" ").endswith(_ENDS) for text in vocabulary]
         self.ending = np.array([*ends, False], dtype=np.bool_)
         """bool [V + 1]: whether a token ends a sentence or a line; ids beyond the vocabulary count as the last."""
 

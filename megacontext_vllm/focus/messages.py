@@ -12,13 +12,12 @@ image. Where turns are named in one of the first two ways, what looks like the t
 """
 
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
-Decode = Callable[[list[int]], str]
+from megacontext_vllm.focus.plain_text import CUT, Decode
 
 USER, ASSISTANT, SYSTEM, TOOL = "user", "assistant", "system", "tool"
 _NAMES = {
@@ -108,7 +107,9 @@ class _Runs:
             if token not in self._texts:
                 self._texts[token] = self._decode([token])
             parts.append(self._texts[token])
-        return "".join(parts)
+        text = "".join(parts)
+        # What is cut into parts of characters has to be read together.
+        return self._decode(self._tokens[start:stop].tolist()) if CUT in text else text
 
     def before(self, i: int) -> int:
         """The special token in front of a run; -1 in front of the first, and behind the last."""

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from megacontext_vllm.focus.how_to_answer import says_how
-from megacontext_vllm.focus.messages import Decode, Message, has_word
+from megacontext_vllm.focus.messages import Message, has_word
+from megacontext_vllm.focus.plain_text import Decode, fitting, pieces
 
 _LOOK = 512  # tokens at the end, decoded one by one
 _MIN_WORDS = 3
@@ -57,17 +58,18 @@ class Paragraph:
 def paragraphs(
     tokens: npt.NDArray[np.uint32], message: Message, decode: Decode, max_terms: int
 ) -> Iterator[Paragraph]:
-    """The lines of ``message`` that have words enough, the last one first; of each ``max_terms`` tokens at its end.
+    """The lines of ``message`` that have words enough, the last one first; of each ``max_terms`` tokens at its end, or
+    what they would be if the tokenizer had been made for its script.
 
     One without words enough belongs to the one behind it.
     """
     low = max(message.start, message.end - _LOOK)
-    texts = [decode([token]) for token in tokens[low : message.end].tolist()]
+    texts = pieces(tokens[low : message.end].tolist(), decode)
     stop, worded = len(texts), [*map(has_word, texts)]
     while any(worded[:stop]):
         end = max(i for i in range(stop) if worded[i]) + 1
-        while end < stop and texts[end].strip():
-            end += 1  # marks after the last word, such as "?"
+        while end < stop and (texts[end].strip() or not texts[end]):
+            end += 1  # marks after the last word, such as "?", of one token or several
         begin, words = 0, 0
         for i in range(end - 1, -1, -1):
             before, newline, after = texts[i].rpartition("\n")
@@ -76,14 +78,14 @@ def paragraphs(
                 begin = i if has_word(after) else i + 1
                 break
             words += bool(newline) and has_word(before)
-        whole = end - begin <= max_terms and (begin > 0 or low == message.start)
-        first = max(begin, end - max_terms)
+        first = end - fitting(texts[begin:end][::-1], max_terms)
+        whole = first == begin and (begin > 0 or low == message.start)
         yield Paragraph(
             low + first,
             low + end,
             whole,
             decode(tokens[low + first : low + end].tolist()),
-            tuple(_sentences(texts[first:end], low + first)),
+            tuple(sentences(texts[first:end], low + first)),
             not begin or _EMPTY_LINE.search(_in_front(texts, begin)) is not None,
         )
         stop = begin
@@ -95,7 +97,7 @@ def _in_front(texts: list[str], begin: int) -> str:
     return "".join(texts[max(0, begin - 4) : begin]) + inside[: len(inside) - len(inside.lstrip())]
 
 
-def _sentences(texts: list[str], start: int) -> Iterator[Sentence]:
+def sentences(texts: list[str], start: int) -> Iterator[Sentence]:
     """Of a paragraph's tokens, from ``start`` on, in their order, each with words enough."""
     spans, stop, words = [], len(texts), 0
     for i in range(len(texts) - 1, -1, -1):

@@ -13,16 +13,19 @@ import numpy as np
 import numpy.typing as npt
 
 from megacontext_vllm.focus.asking import Asking
+from megacontext_vllm.focus.closing import asks_before
 from megacontext_vllm.focus.conversation import Conversation
+from megacontext_vllm.focus.english import may_be_english
 from megacontext_vllm.focus.follow_up import leans_on_before, names, points_only
 from megacontext_vllm.focus.many import asks_for_many
-from megacontext_vllm.focus.messages import ASSISTANT, Decode, find_messages
+from megacontext_vllm.focus.messages import ASSISTANT, find_messages
 from megacontext_vllm.focus.overview import asks_for_ends, asks_for_overview
+from megacontext_vllm.focus.plain_text import Decode, plainly
 from megacontext_vllm.focus.present import asks_for_now
 from megacontext_vllm.focus.wording import alternatives, asks_for_end, frame, pieces_of
 
 _FRAME_WEIGHT = 0.05  # "... does the text speak about", beside a list: nothing to look for
-_MAYBE = 0.9  # of a question's worth, what one reading of it is worth
+_MAYBE, _UNLIKELY = 0.9, 0.7  # of a question's worth, what one reading of it is worth
 _OTHERS = 0.2  # what the other questions count beside one: they may name what it is about
 _RECENT = 64  # tokens of an answer under way
 _BESIDE_NAME, _NO_NAME = 0.1, 0.5
@@ -165,6 +168,7 @@ def find_query(
     max_terms    at most this many tokens of the last paragraph, from its end, and as many of an opening instruction.
     returns      Query; empty terms for a prompt without words.
     """
+    decode = plainly(decode)
     messages, instructions = find_messages(tokens, special_ids, decode)
     talk = Conversation.of(messages, len(tokens))
     asked = Asking.of(tokens, talk.question, decode, max_terms)
@@ -191,18 +195,27 @@ def find_query(
     )
     if not listed and not query.overview and (leans_on_before(text) or (talk.before and points_only(text))):
         query = _leaning(query, tokens, talk, decode, max_terms)
+    elif talk.before and not query.overview and not may_be_english(text) and query.document < _TEXT:
+        query = _maybe_leaning(query, tokens, talk, decode, max_terms)
     if talk.results:
         query = _working(query, talk, for_end)
-    return replace(query, questions=_one_by_one(query, asked.questions, decode) or _both_ways(query, asked))
+    found = query.questions or _one_by_one(query, asked.questions, decode) or _both_ways(query, asked, decode)
+    return _with_front(replace(query, questions=found), asked, tokens, decode)
 
 
-def _both_ways(query: Query, asked: Asking) -> tuple[Query, ...]:
-    """``query`` without what it may be asked about, and with it."""
+def _both_ways(query: Query, asked: Asking, decode: Decode) -> tuple[Query, ...]:
+    """``query`` without what it may be asked about, and with it; and that alone, if it asks and ``query`` may not."""
     if not asked.in_front[1]:
         return ()
+    about = slice(*asked.about)
     weights = query.weights.copy()
-    weights[slice(*asked.about)] = 0
-    return replace(query, weights=weights), replace(query, own=(*query.own, asked.in_front), worth=_MAYBE)
+    weights[about] = 0
+    alone = replace(query, weights=weights)
+    both = replace(query, own=(*query.own, asked.in_front), worth=_MAYBE)
+    texts = (decode(asked.terms[part].tolist()) for part in (about, asked.asks))
+    if not asks_before(*texts):
+        return alone, both
+    return replace(alone, worth=_UNLIKELY), both, replace(both, weights=query.weights - weights, worth=1.0)
 
 
 def _one_by_one(query: Query, questions: Sequence[slice], decode: Decode) -> tuple[Query, ...]:
@@ -217,6 +230,28 @@ def _one_by_one(query: Query, questions: Sequence[slice], decode: Decode) -> tup
         one = query._plain(query.terms, weights)
         found.append(replace(one, now=asks_for_now(text), many=asks_for_many(text)))
     return tuple(found)
+
+
+def _with_front(query: Query, asked: Asking, tokens: npt.NDArray[np.uint32], decode: Decode) -> Query:
+    """``query``, and beside it what the message opens with, if that may ask."""
+    front = asked.front
+    start, stop = front.lines
+    if not stop or (asked.opening == front.lines and not asked.last):
+        return query
+    asks = "?" in front.text
+    terms = tokens[start:stop].astype(np.int64)
+    one = query._plain(terms, np.ones(len(terms), dtype=np.float32))
+    one = replace(one, own=(*query.own, front.lines), worth=1.0 if asks else _MAYBE)
+    parts = [slice(begin - start, end - start) for begin, end in front.questions]
+    ends = query.questions or (query,)
+    if asks:
+        ends = tuple(replace(end, worth=_UNLIKELY * end.worth) for end in ends)
+    return replace(
+        query,
+        questions=(*ends, *(_one_by_one(one, parts, decode) or [one])),
+        own=(*query.own, front.lines) if asks else query.own,
+        beside=(*query.beside, front.lines),
+    )
 
 
 def _reading(talk: Conversation, asked: Asking, instructions: int) -> Range:
@@ -258,6 +293,23 @@ def _leaning(
         return query
     leans_on = (np.concatenate(terms), np.concatenate(weights))
     return replace(query, leans_on=leans_on, own=tuple(own), beside=tuple(beside))
+
+
+def _maybe_leaning(
+    query: Query, tokens: npt.NDArray[np.uint32], talk: Conversation, decode: Decode, max_terms: int
+) -> Query:
+    """``query`` as it is, with what it would lean on, and with what of that only the answer said, if it was short."""
+    leaning = _leaning(query, tokens, talk, decode, max_terms)
+    if leaning.leans_on is None:
+        return query
+    readings = [query, replace(leaning, worth=_MAYBE)]
+    question, answer = talk.before[0].question, talk.before[0].answer
+    if answer is not None and answer.end - answer.start <= _OFFER:
+        said = tokens[answer.start : answer.end].astype(np.int64)
+        said = said[~np.isin(said, tokens[max(question.start, question.end - _OFFER) : question.end])]
+        if len(said):
+            readings.append(replace(readings[1], leans_on=(said, np.ones(len(said), dtype=np.float32))))
+    return replace(query, questions=tuple(readings), beside=leaning.beside)
 
 
 def _named(terms: list[int], decode: Decode) -> list[Range]:
