@@ -15,6 +15,7 @@ from megacontext_vllm.errors import ConfigError, UnsupportedEngineError
 logger = logging.getLogger("vllm.megacontext")
 
 PLUGIN = "megacontext"
+KILL_SWITCH = "MEGACONTEXT_DISABLE"
 PLUGIN_GROUPS = (
     "vllm.general_plugins",
     "vllm.platform_plugins",
@@ -36,6 +37,11 @@ SCHEDULERS = {
 # Holds the value of VLLM_PLUGINS that this module wrote: it asks for the routes of one engine, not for the next engine,
 # be it in this process or in a child that inherits the environment.
 WRITTEN = "MEGACONTEXT_WROTE_VLLM_PLUGINS"
+
+
+def is_disabled() -> bool:
+    """Whether the environment says to leave stock vLLM."""
+    return os.environ.get(KILL_SWITCH, "0") not in ("", "0")
 
 
 def _asked_for_by_environment() -> bool:
@@ -80,7 +86,9 @@ def _wrap_add_cli_args(original: Callable[..., Any]) -> Callable[..., Any]:
 def _wrap_from_cli_args(original: Callable[..., Any]) -> Callable[..., Any]:
     def from_cli_args(cls: Any, args: argparse.Namespace) -> Any:
         engine_args = original(cls, args)
-        if getattr(args, "plugin", None) == PLUGIN:
+        if getattr(args, "plugin", None) == PLUGIN and is_disabled():
+            logger.warning("%s is set: --plugin %s does nothing, and this is stock vLLM.", KILL_SWITCH, PLUGIN)
+        elif getattr(args, "plugin", None) == PLUGIN:
             engine_args.additional_config = {SECTION: {}, **(engine_args.additional_config or {})}
         return engine_args
 
@@ -182,7 +190,7 @@ def is_active(config: Any) -> bool:
     return config.scheduler_config.scheduler_cls in SCHEDULERS.values()
 
 
-PATCHES = (
+FLAG = (
     Patch(
         target="vllm.engine.arg_utils:EngineArgs.add_cli_args",
         why="the --plugin flag, also in `vllm serve --help`",
@@ -195,6 +203,11 @@ PATCHES = (
         until="vLLM lets plugins declare command-line arguments",
         replace=_wrap_from_cli_args,
     ),
+)
+"""Of ``PATCHES``, those without which a command that has the flag is none."""
+
+PATCHES = (
+    *FLAG,
     Patch(
         target="vllm.engine.arg_utils:EngineArgs.create_engine_config",
         why="sets the scheduler and worker classes on a finished configuration, where async scheduling and the "

@@ -11,8 +11,10 @@ from megacontext_vllm.engine.patches import Patch
 from megacontext_vllm.engine.request_options import FOLD, RequestOptions, fits, unsupported_reason
 from megacontext_vllm.errors import RequestError
 
-# The engine's own max_model_len, left on the front end's configuration when the limit is lifted.
+# Left on the front end's configuration when the limit is lifted: the engine's own max_model_len, and the max_tokens of
+# the model's generation_config.json or of --override-generation-config, None without one.
 ENGINE_LENGTH = "megacontext_engine_max_model_len"
+DEFAULT_MAX_TOKENS = "megacontext_default_max_tokens"
 
 
 _lifted = False
@@ -32,6 +34,8 @@ def _wrap_apply_ready_response(original: Callable[..., Any]) -> Callable[..., An
         # vLLM keeps the smallest length of all engines; behind a lifted limit that has to be remembered here.
         smallest = min(model_config.max_model_len, getattr(model_config, ENGINE_LENGTH, model_config.max_model_len))
         object.__setattr__(model_config, ENGINE_LENGTH, smallest)
+        default = model_config.get_diff_sampling_param().get("max_tokens")
+        object.__setattr__(model_config, DEFAULT_MAX_TOKENS, default)
         global _lifted
         _lifted = True
         settings = parse_config(self.vllm_config.additional_config[SECTION])
@@ -52,21 +56,25 @@ def _wrap_process_inputs(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def settle_max_tokens(vllm_config: Any, request: Any) -> None:
-    """Undo what the lifted limit does to an unset ``max_tokens``: it arrives as all that is left of history_limit.
+    """Undo what the lifted limit does to an unset ``max_tokens``: it arrives as all that is left of history_limit, or
+    as the server's default if that is less.
 
     A prompt that fits the engine gets what stock vLLM gives it, the rest of the engine's length; a longer one an
-    answer that can at most fill the engine. Raises VLLMValidationError if ``min_tokens`` is more than that.
+    answer that can at most fill the engine; neither more than the default. Raises VLLMValidationError if ``min_tokens``
+    is more than that.
     """
     params = request.sampling_params
     engine_length = getattr(vllm_config.model_config, ENGINE_LENGTH)
+    default = getattr(vllm_config.model_config, DEFAULT_MAX_TOKENS, None)
     length = len(request.prompt_token_ids or ())
-    # A client that named a number gets it; vLLM puts all that is left of the (lifted) length in place of none.
-    if params is None or params.max_tokens != vllm_config.model_config.max_model_len - length:
+    left = vllm_config.model_config.max_model_len - length
+    # A client that named a number gets it. (Nothing tells one who named the default from one who named none.)
+    if params is None or params.max_tokens not in (left, default):
         return
     if length < engine_length:
-        params.max_tokens = engine_length - length
+        params.max_tokens = min(params.max_tokens, engine_length - length)
     else:
-        params.max_tokens = engine_length
+        params.max_tokens = min(params.max_tokens, engine_length)
         params.extra_args = {**(params.extra_args or {}), FOLD: False}
     if params.min_tokens > params.max_tokens:
         raise VLLMValidationError(
@@ -92,6 +100,25 @@ def _wrap_beam_search(original: Callable[..., Any]) -> Callable[..., Any]:
         return original(self, prompt, request_id, params, *args, **kwargs)
 
     return beam_search
+
+
+def _wrap_beam_search_step(original: Callable[..., Any]) -> Callable[..., Any]:
+    def _beam_search_step(self: Any, instances_batch: Any, *args: Any, **kwargs: Any) -> Any:
+        vllm_config = self.llm_engine.vllm_config
+        if is_active(vllm_config):
+            engine_length = getattr(vllm_config.model_config, ENGINE_LENGTH)
+            longest = max((len(beam.tokens) for one in instances_batch for beam in one.beams), default=0)
+            if longest >= engine_length:
+                # Each step of a beam would be planned anew, and its score be that of another Working Context.
+                raise VLLMValidationError(
+                    f"Beam search works within the model's window of {engine_length:,} tokens, and a beam has come to "
+                    f"{longest:,}. Use generate, or a shorter prompt or max_tokens.",
+                    parameter="prompts",
+                    value=longest,
+                )
+        return original(self, instances_batch, *args, **kwargs)
+
+    return _beam_search_step
 
 
 def check_request(vllm_config: Any, request: Any) -> None:
@@ -142,5 +169,11 @@ PATCHES = (
         why="bounds beam search by the engine's length: the lifted limit would let it run for millions of steps",
         until="vLLM separates the longest accepted prompt from the engine's context length",
         replace=_wrap_beam_search,
+    ),
+    Patch(
+        target="vllm.entrypoints.generate.beam_search.offline:BeamSearchOfflineMixin._beam_search_step",
+        why="the same for LLM.beam_search, which asks for one token at a time",
+        until="vLLM separates the longest accepted prompt from the engine's context length",
+        replace=_wrap_beam_search_step,
     ),
 )

@@ -47,6 +47,7 @@ TOUCHED = (
     "vllm.config:VllmConfig.model_config",
     "vllm.config:VllmConfig.parallel_config",
     "vllm.config:VllmConfig.scheduler_config",
+    "vllm.config:ModelConfig.get_diff_sampling_param",
     "vllm.config:ModelConfig.get_hidden_size",
     "vllm.config:ModelConfig.get_vocab_size",
     "vllm.config:ModelConfig.is_encoder_decoder",
@@ -88,6 +89,9 @@ TOUCHED = (
     "vllm.sampling_params:SamplingParams.prompt_logprobs",
     "vllm.sampling_params:SamplingParams.repetition_penalty",
     "vllm.exceptions:VLLMValidationError",
+    "vllm.entrypoints.generate.beam_search.utils:BeamSearchInstance.beams",
+    "vllm.entrypoints.generate.beam_search.utils:BeamSearchSequence.tokens",
+    "vllm.entrypoints.llm:LLM.llm_engine",
     # engine core
     "vllm.v1.engine.core:EngineCore.collective_rpc",
     "vllm.v1.engine.core:EngineCore.request_block_hasher",

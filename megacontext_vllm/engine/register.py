@@ -3,21 +3,16 @@
 Installed but not asked for, it only adds the ``--plugin`` flag; see ``activation.py`` for how to ask.
 """
 
-import os
-
-KILL_SWITCH = "MEGACONTEXT_DISABLE"
 
 
 def register() -> None:
-    """Put the patches in place. ``MEGACONTEXT_DISABLE=1`` leaves stock vLLM."""
-    if os.environ.get(KILL_SWITCH, "0") not in ("", "0"):
-        return
+    """Put the patches in place. ``MEGACONTEXT_DISABLE=1`` leaves stock vLLM, and the flag, which does nothing then."""
     from megacontext_vllm.engine import activation, patches
     from megacontext_vllm.engine.versions import is_tested, vllm_version
 
-    for patch in activation.PATCHES:
+    for patch in activation.FLAG if activation.is_disabled() else activation.PATCHES:
         patches.apply(patch)
-    if not is_tested(vllm_version()):
+    if activation.is_disabled() or not is_tested(vllm_version()):
         return  # asking for the plugin is then refused, with the tested range; deeper names may not even exist
     from megacontext_vllm.engine import core, front_end, token_transport, tokenizing
 

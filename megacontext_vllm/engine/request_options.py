@@ -118,5 +118,8 @@ def unsupported_reason(request: AnyRequest) -> str | None:
     if request.resumable:
         return "streaming-input sessions are not supported on a history; send the whole prompt at once"
     if request.sampling_params.prompt_logprobs is not None:
-        return "prompt_logprobs needs every prompt token in the model, and only a Working Context is; leave it out"
+        return (
+            "prompt_logprobs, which echo asks for, too, needs every prompt token in the model, and only a Working "
+            "Context is; leave it out"
+        )
     return None

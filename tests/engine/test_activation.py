@@ -239,7 +239,17 @@ from vllm.engine.arg_utils import EngineArgs
 config = EngineArgs(model=sys.argv[1], load_format="dummy", max_model_len=512,
                     additional_config={"megacontext": {}}).create_engine_config()
 print("classes", config.scheduler_config.scheduler_cls, config.parallel_config.worker_cls)
-print("loaded", "megacontext_vllm.engine.activation" in sys.modules)
+print("loaded", "megacontext_vllm.engine.front_end" in sys.modules)
+"""
+FLAG = """
+import sys
+from vllm.engine.arg_utils import EngineArgs
+from vllm.plugins import load_general_plugins
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+load_general_plugins()
+parser = EngineArgs.add_cli_args(FlexibleArgumentParser())
+args = EngineArgs.from_cli_args(parser.parse_args(["--model", sys.argv[1], "--plugin", "megacontext"]))
+print("asked", args.additional_config)
 """
 
 
@@ -256,6 +266,18 @@ def test_the_kill_switch_leaves_stock_vllm(tiny_model: Path, switch: str, ours: 
     if not ours:
         assert classes.split()[1] == "None" and classes.split()[2] in STOCK_WORKERS
     assert f"loaded {ours}" in ran.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("switch", "asked"), [("1", "asked {}"), ("0", "asked {'megacontext': {}}")])
+def test_a_command_with_the_flag_stays_one(tiny_model: Path, switch: str, asked: str) -> None:
+    """Whoever turns the plugin off should not have to take the flag out of every unit file."""
+    environment = {**os.environ, "MEGACONTEXT_DISABLE": switch}
+    ran = subprocess.run(
+        [sys.executable, "-c", FLAG, str(tiny_model)], env=environment, capture_output=True, text=True, check=True
+    )
+    assert asked in ran.stdout
+    assert ("--plugin megacontext does nothing" in ran.stdout + ran.stderr) is (switch == "1")
 
 
 # ---- gists ----------------------------------------------------------------------------------------------------------

@@ -212,6 +212,10 @@ CALLS: dict[str, Callable[[], tuple[tuple[Any, ...], dict[str, Any]]]] = {
         (SimpleNamespace(engine_client=SimpleNamespace(vllm_config=_inactive())), {"prompt_token_ids": [1]}, "r", None),
         {},
     ),
+    "BeamSearchOfflineMixin._beam_search_step": lambda: (
+        (SimpleNamespace(llm_engine=SimpleNamespace(vllm_config=_inactive())), []),
+        {"beam_width": 2},
+    ),
     "SyncMPClient._send_input": lambda: (
         (SimpleNamespace(vllm_config=_inactive()), EngineCoreRequestType.ADD, _engine_core_request()),
         {},

@@ -50,6 +50,31 @@ def test_unset_max_tokens_of_a_history_is_bounded_by_the_engine(config: SimpleNa
     assert not options.fold and not outgrows(asked, options, ENGINE), "nobody asked for more"
 
 
+@pytest.mark.parametrize("length", [1, 500, 800, 999])
+@pytest.mark.parametrize("default", [300, 3000])
+def test_a_default_of_the_server_is_no_number_that_somebody_named(
+    config: SimpleNamespace, length: int, default: int
+) -> None:
+    """As of a generation_config.json with max_new_tokens, which vLLM puts in place of none."""
+    setattr(config.model_config, front_end.DEFAULT_MAX_TOKENS, default)
+    asked = request(length, default)
+    front_end.settle_max_tokens(config, asked)
+    assert asked.sampling_params.max_tokens == min(default, ENGINE - length)
+    assert fits(asked, RequestOptions(750), ENGINE)
+
+
+def test_a_default_of_the_server_on_a_history(config: SimpleNamespace) -> None:
+    setattr(config.model_config, front_end.DEFAULT_MAX_TOKENS, 3000)
+    asked = request(50_000, 3000)
+    front_end.settle_max_tokens(config, asked)
+    assert asked.sampling_params.max_tokens == ENGINE
+    assert not RequestOptions.of(asked.sampling_params, 750).fold
+    more = request(50_000, 5000)
+    front_end.settle_max_tokens(config, more)
+    assert more.sampling_params.max_tokens == 5000
+    assert RequestOptions.of(more.sampling_params, 750).fold
+
+
 def test_an_asked_for_max_tokens_stays(config: SimpleNamespace) -> None:
     asked = request(50_000, 300)
     front_end.settle_max_tokens(config, asked)
@@ -90,3 +115,20 @@ def test_beam_search_ends_with_the_engine(config: SimpleNamespace) -> None:
     assert beams(config, 400, 50) == 50
     with pytest.raises(VLLMValidationError, match="beam_search"):
         beams(config, 1000, 5)
+
+
+def test_offline_beam_search_ends_with_the_engine(config: SimpleNamespace) -> None:
+    steps: list[int] = []
+    wrapped = front_end._wrap_beam_search_step(lambda self, instances_batch, **options: steps.append(1) or True)
+    llm = SimpleNamespace(llm_engine=SimpleNamespace(vllm_config=config))
+    fitting, grown = (
+        SimpleNamespace(beams=[SimpleNamespace(tokens=[1] * length) for length in (3, longest)])
+        for longest in (ENGINE - 1, ENGINE)
+    )
+    assert wrapped(llm, [fitting], beam_width=2) is True
+    with pytest.raises(VLLMValidationError, match="window of 1,000 tokens"):
+        wrapped(llm, instances_batch=[fitting, grown], beam_width=2)
+    assert steps == [1]
+    config.scheduler_config.scheduler_cls = None
+    wrapped(llm, [grown])
+    assert len(steps) == 2
