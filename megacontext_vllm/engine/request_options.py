@@ -85,13 +85,15 @@ class AnyRequest(Protocol):
 
 
 def fits(request: AnyRequest, options: RequestOptions, max_model_len: int) -> bool:
-    """Whether stock vLLM serves the request as it is: then the plugin is inert."""
+    """Whether stock vLLM serves the request as it is, at least until its answer has filled the engine's positions.
+
+    Until then the plugin is inert. A prompt that fits the engine is shown whole, however long an answer is asked for:
+    many clients name a large ``max_tokens`` and get a short answer.
+    """
     length = len(request.prompt_token_ids or ())
-    params = request.sampling_params
-    answer = params.max_tokens if params is not None and params.max_tokens is not None else 0
-    if length <= options.window:
-        return True
-    return not options.window_asked and length + answer <= max_model_len
+    if length <= options.window or options.window_asked:
+        return length <= options.window
+    return length + (request.sampling_params is not None) <= max_model_len  # room for a token, if it asks for any
 
 
 def outgrows(request: AnyRequest, options: RequestOptions, max_model_len: int) -> bool:

@@ -70,6 +70,25 @@ def test_a_prompt_that_fits_is_stock_until_it_is_full(make_rig: MakeRig, late: i
     rig.assert_clean()
 
 
+@lateness
+@pytest.mark.parametrize("length", [WINDOW + 1, ENGINE - 40, ENGINE - 1])
+def test_a_prompt_beyond_the_window_that_fits_the_engine_is_shown_whole(
+    make_rig: MakeRig, late: int, length: int
+) -> None:
+    """Whatever max_tokens says: a short answer never knows of it, and a long one is folded when the engine is full."""
+    rig = make_rig(late=late)
+    prompt = history(length)
+    rig.add("short", prompt, max_tokens=4000)
+    rig.add("long", prompt, max_tokens=600)
+    rig.run(until=lambda: len(rig.tokens["long"]) == ENGINE - length and len(rig.tokens["short"]) == ENGINE - length)
+    assert rig.worker.seen_prompts["short"] == rig.worker.seen_prompts["long"] == [prompt]
+    rig.scheduler.finish_requests("short", RequestStatus.FINISHED_ABORTED)
+    rig.run()
+    assert rig.tokens["long"] == said(600) and rig.finished["long"] == [FinishReason.LENGTH]
+    assert rig.worker.seen_prompts["long"][0] == prompt and len(rig.worker.seen_prompts["long"]) > 1
+    rig.assert_clean()
+
+
 def test_what_was_said_is_history_then(make_rig: MakeRig) -> None:
     rig = make_rig()
     prompt = history(5000)

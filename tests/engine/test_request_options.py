@@ -124,9 +124,9 @@ def test_a_name_like_no_other_lists_all() -> None:
         (WINDOW, None, False, True),
         (WINDOW, 10_000, False, True),  # vLLM ends it at max_model_len, as ever
         (WINDOW + 1, MAX_LEN - WINDOW - 1, False, True),  # within the engine's own length: stock vLLM serves it
-        (WINDOW + 1, MAX_LEN - WINDOW, False, False),
-        (MAX_LEN - 16, 16, False, True),
-        (MAX_LEN - 15, 16, False, False),
+        (WINDOW + 1, MAX_LEN - WINDOW, False, True),  # until the answer has filled the engine
+        (MAX_LEN - 1, 10_000, False, True),
+        (MAX_LEN, 16, False, False),
         (MAX_LEN * 100, 1, False, False),
         (200, 16, True, True),
         (256, 16, True, True),
@@ -138,6 +138,11 @@ def test_fits(length: int, max_tokens: int | None, window_asked: bool, fitting: 
     request = prompt(length, sampling_params=SamplingParams(max_tokens=max_tokens))
     assert fits(request, options, MAX_LEN) is fitting
     assert needs_working_context(request, options, MAX_LEN) is not fitting
+
+
+def test_a_pooling_model_reads_as_much_as_the_engine_holds() -> None:
+    assert fits(prompt(MAX_LEN, sampling_params=None), RequestOptions(WINDOW), MAX_LEN)
+    assert not fits(prompt(MAX_LEN + 1, sampling_params=None), RequestOptions(WINDOW), MAX_LEN)
 
 
 def test_a_request_without_token_ids_fits() -> None:
