@@ -101,7 +101,9 @@ def outgrows(request: AnyRequest, options: RequestOptions, max_model_len: int) -
     params = request.sampling_params
     if params is None or params.max_tokens is None or not options.fold or unsupported_reason(request) is not None:
         return False
-    return min(len(request.prompt_token_ids or ()), options.window) + params.max_tokens > max_model_len
+    length = len(request.prompt_token_ids or ())
+    shown = length if fits(request, options, max_model_len) else options.window
+    return shown + params.max_tokens > max_model_len
 
 
 def needs_working_context(request: AnyRequest, options: RequestOptions, max_model_len: int) -> bool:

@@ -195,12 +195,14 @@ def find_query(
     )
     if not listed and not query.overview and (leans_on_before(text) or (talk.before and points_only(text))):
         query = _leaning(query, tokens, talk, decode, max_terms)
-    elif talk.before and not query.overview and not may_be_english(text) and query.document < _TEXT:
-        query = _maybe_leaning(query, tokens, talk, decode, max_terms)
     if talk.results:
         query = _working(query, talk, for_end)
-    found = query.questions or _one_by_one(query, asked.questions, decode) or _both_ways(query, asked, decode)
-    return _with_front(replace(query, questions=found), asked, tokens, decode)
+    several = _one_by_one(query, asked.questions, decode) or _both_ways(query, asked, decode)
+    query = _with_front(replace(query, questions=several), asked, tokens, decode)
+    told = query.questions or query.leans_on is not None or query.overview or may_be_english(text)
+    if told or query.document >= _TEXT:
+        return query
+    return _maybe_leaning(query, tokens, talk, decode, max_terms)
 
 
 def _both_ways(query: Query, asked: Asking, decode: Decode) -> tuple[Query, ...]:

@@ -80,11 +80,13 @@ def test_a_prompt_beyond_the_window_that_fits_the_engine_is_shown_whole(
     prompt = history(length)
     rig.add("short", prompt, max_tokens=4000)
     rig.add("long", prompt, max_tokens=600)
-    rig.run(until=lambda: len(rig.tokens["long"]) == ENGINE - length and len(rig.tokens["short"]) == ENGINE - length)
-    assert rig.worker.seen_prompts["short"] == rig.worker.seen_prompts["long"] == [prompt]
+    rig.add("little", prompt, max_tokens=ENGINE - length + 3)
+    rig.run(until=lambda: len(rig.tokens["short"]) == ENGINE - length)
+    assert rig.worker.seen_prompts["short"] == [prompt]
     rig.scheduler.finish_requests("short", RequestStatus.FINISHED_ABORTED)
     rig.run()
     assert rig.tokens["long"] == said(600) and rig.finished["long"] == [FinishReason.LENGTH]
+    assert rig.tokens["little"] == said(ENGINE - length + 3), "more than there was room for, less than in a window"
     assert rig.worker.seen_prompts["long"][0] == prompt and len(rig.worker.seen_prompts["long"]) > 1
     rig.assert_clean()
 
