@@ -26,13 +26,16 @@ _MIN_WORDS = 3
 _MINOR_WEIGHT = 0.25
 _HOW = 0.05
 _ASKS = re.compile(r"\?\W*$")
-_CALLED = (
-    "question query instruction frage pregunta pergunta domanda pytanie вопрос питання ερώτηση soru"
-    " سؤال السؤال پرسش سوال 问题 問題 提问 質問 질문"
-)
 _LABEL = re.compile(
-    rf"^\W*(?:(?:user|my|the)\s+)?(?:{'|'.join(_CALLED.split())}|câu\s+hỏi)\s*:\W*(?=\w)", re.IGNORECASE | re.MULTILINE
+    r"^\W*(?:(?:user|my|the)\s+)?(?:question|query|instruction)\s*:\W*(?=\w)", re.IGNORECASE | re.MULTILINE
 )
+_CALLED = (
+    "frage pregunta pergunta domanda pytanie вопрос питання ερώτηση soru سؤال السؤال پرسش سوال 问题 問題 提问 質問 질문"
+)
+_LABEL_ELSEWHERE = re.compile(
+    rf"^\W*(?:{'|'.join(_CALLED.split())}|câu\s+hỏi)\s*:\W*(?=\w)", re.IGNORECASE | re.MULTILINE
+)
+"""In other languages; a line of a document as well, unless what is behind the document is a label, too."""
 
 
 @dataclass(frozen=True)
@@ -183,12 +186,14 @@ def _first_line(tokens: npt.NDArray[np.uint32], message: Message, before: int, d
 def _labelled(tokens: npt.NDArray[np.uint32], message: Message, closing: Closing, decode: Decode) -> Range:
     """``[start, stop)`` of a line near the message's start that is called the question, if its end asks nothing."""
     end = closing.asks.text
-    if not message.opened or _LABEL.search(end) or requests(end):
+    if not message.opened or _LABEL.search(end) or _LABEL_ELSEWHERE.search(end) or requests(end):
         return (0, 0)
     low = message.start
     texts = pieces(tokens[low : min(closing.asks.start, low + _LABELLED_LOOK)].tolist(), decode)
     ends = np.cumsum([len(text) for text in texts])
     found = _LABEL.search("".join(texts))
+    if found is None and end.rstrip().endswith(":"):
+        found = _LABEL_ELSEWHERE.search("".join(texts))
     if found is None:
         return (0, 0)
     newline = "".join(texts).find("\n", found.end())

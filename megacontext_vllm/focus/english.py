@@ -7,7 +7,8 @@ import re
 
 _TEXT = """
     the what who whom whose where when why which how did does were with this that you your please tell and there from
-    they it
+    they it is of many much been would could should whether
+    list find explain describe show compare summarize summarise extract identify give search check quote
 """
 _WORDS = frozenset(_TEXT.split())
 """Hardly a sentence is without one of these, and few of them are words of other languages."""

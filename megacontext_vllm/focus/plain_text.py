@@ -26,8 +26,8 @@ _MARKS = str.maketrans(
     }
 )  # fmt: skip
 
-_GREEK = re.compile(r"(?<=[\u0370-\u03ff\u1f00-\u1fff])(\s?);(?=\s|$)")
-"""Behind Greek letters this asks."""
+_GREEK = re.compile(r"(?<=[\u0370-\u03ff\u1f00-\u1fff]{2})(\s?);(?=\s|$)")
+"""Behind a Greek word this asks; behind one letter it may end a statement: "r = π;"."""
 
 
 def plain(text: str) -> str:

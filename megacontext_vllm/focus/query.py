@@ -32,6 +32,7 @@ _BESIDE_NAME, _NO_NAME = 0.1, 0.5
 """What a word of the question before counts, or of its answer: where they have a name, which counts whole, or none."""
 _LEANT_ON = 0.5  # of that, beside the question's own words
 _FURTHER_BACK = 0.5  # of that, where that question leans on one before it
+_LEANING = 8  # words of a question that may lean on the one before, as far as is known of its language
 _OFFER = 32  # tokens at the end of a longer answer
 _TEXT = 256  # tokens that are a text to be read, beside a question
 _HEADER = 4  # tokens in front of a message that say whose it is
@@ -200,7 +201,7 @@ def find_query(
     several = _one_by_one(query, asked.questions, decode) or _both_ways(query, asked, decode)
     query = _with_front(replace(query, questions=several), asked, tokens, decode)
     told = query.questions or query.leans_on is not None or query.overview or may_be_english(text)
-    if told or query.document >= _TEXT:
+    if told or query.document >= _TEXT or text.count("?") > 1 or len(text.split()) > _LEANING:
         return query
     return _maybe_leaning(query, tokens, talk, decode, max_terms)
 

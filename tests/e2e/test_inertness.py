@@ -46,6 +46,18 @@ def test_a_prompt_beyond_the_window_that_fits_with_its_answer_is_left_alone(
     assert ours.outputs[0].logprobs == theirs.outputs[0].logprobs
 
 
+def test_it_is_left_alone_until_its_answer_has_filled_the_engine(
+    engine: Engine, stock: Engine, tokens: list[int]
+) -> None:
+    """Whatever max_tokens says; stock vLLM ends there, and here the answer goes on."""
+    params = SamplingParams(max_tokens=60, temperature=0, ignore_eos=True)
+    prompt = tokens[7000:8080]
+    (ours,), (theirs,) = answers(engine, [prompt], params), answers(stock, [prompt], params)
+    assert len(theirs.outputs[0].token_ids) == 20 and theirs.outputs[0].finish_reason == "length"
+    assert ours.outputs[0].token_ids[:20] == theirs.outputs[0].token_ids
+    assert len(ours.outputs[0].token_ids) == 60
+
+
 def test_an_unset_max_tokens_is_the_rest_of_the_engine(engine: Engine, stock: Engine, tokens: list[int]) -> None:
     params = SamplingParams(max_tokens=None, temperature=0, ignore_eos=True)
     prompt = tokens[7000:8080]

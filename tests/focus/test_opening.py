@@ -96,6 +96,29 @@ def test_an_english_question_that_stands_alone_does_not() -> None:
     assert query.leans_on is None
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [
+        "Pellworth copper roof invoice? Marrowgate population?",
+        "Wann schloß die Mühle am Kaltberg? Wer hütet den Turm in Kähmen?",
+        "Wie heißt die Frau, die den Turm am Hafen von Kähmen hütet und Fähren zählt?",
+    ],
+)
+def test_several_questions_or_a_long_one_lean_on_none(asked: str) -> None:
+    query, _ = find(*FIRST, ("user", asked))
+    assert all(one.leans_on is None for one in query.questions or (query,))
+
+
+LABELLED = [("Frage:", "Sag mir, wer den Türmer kennt."), ("问题：", "请 告诉 我 谁 看守 灯塔。")]
+
+
+@pytest.mark.parametrize(("label", "end"), LABELLED)
+def test_a_line_of_a_document_is_no_label(label: str, end: str) -> None:
+    query, toy = find(("user", f"Häufige Anliegen\n\n{label} Wie öffne ich das Fenster\n\n{DOCUMENT}{end}"))
+    assert end in readings(query, toy)
+    assert all("Fenster" not in one for one in readings(query, toy))
+
+
 def test_labels() -> None:
     for label, asked in (("问题：", "谁 看守 那 座 灯塔"), ("Вопрос:", "кто сторожит этот маяк")):
         query, toy = find(("user", f"{label} {asked}\n\n{DOCUMENT}Ответ:"))

@@ -14,6 +14,7 @@ from megacontext_vllm.focus.plain_text import CUT, fitting, length, pieces, plai
         ("من يحرس المنارة؟", "من يحرس المنارة?"),
         ("Ποιος φυλάει τον φάρο; Απάντησε.", "Ποιος φυλάει τον φάρο? Απάντησε."),
         ("int a; Ποιος\n", "int a; Ποιος\n"),
+        ("let r = π;\n", "let r = π;\n"),
         ("Where is it? Here.", "Where is it? Here."),
         ("माधो कहाँ है। बताइए", "माधो कहाँ है. बताइए"),
     ],
