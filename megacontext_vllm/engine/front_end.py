@@ -75,7 +75,7 @@ def settle_max_tokens(vllm_config: Any, request: Any) -> None:
         params.max_tokens = min(params.max_tokens, engine_length - length)
     else:
         params.max_tokens = min(params.max_tokens, engine_length)
-        params.extra_args = {**(params.extra_args or {}), FOLD: False}
+        params.extra_args = {FOLD: False, **(params.extra_args or {})}
     if params.min_tokens > params.max_tokens:
         raise VLLMValidationError(
             f"min_tokens must be less than or equal to max_tokens={params.max_tokens}, got {params.min_tokens}.",

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from megacontext_vllm.focus.closing import Closing, Range
-from megacontext_vllm.focus.english import is_other, may_be_english
+from megacontext_vllm.focus.english import is_in_another_script, is_other, may_be_english
 from megacontext_vllm.focus.how_to_answer import introduces, requests, says_how
 from megacontext_vllm.focus.messages import Message, has_word
 from megacontext_vllm.focus.opening import Opening
@@ -112,11 +112,12 @@ class Asking:
 def _front(tokens: npt.NDArray[np.uint32], message: Message, closing: Closing, decode: Decode) -> Opening:
     """``front`` of ``Asking``."""
     end = closing.asks.text
-    asks = any(_ASKS.search(sentence.text) for sentence in closing.asks.sentences)
-    if message.end - message.start <= _LONG_MESSAGE or asks or may_be_english(end):
+    if message.end - message.start <= _LONG_MESSAGE or any(_ASKS.search(part.text) for part in closing.asks.sentences):
         return Opening()
     found = Opening.of(tokens, message, closing.start, decode)
-    return found if is_other(end) or is_other(found.text) else Opening()
+    # A text in another script may end in a few words of English.
+    may_ask = is_in_another_script(found.text) if may_be_english(end) else is_other(end) or is_other(found.text)
+    return found if may_ask else Opening()
 
 
 def _about(closing: Closing, sizes: Sequence[int], leads: bool) -> tuple[Range, Range]:

@@ -25,3 +25,9 @@ def may_be_english(text: str) -> bool:
 def is_other(text: str) -> bool:
     """Whether ``text`` is written in another language, as a letter says that English has not."""
     return not may_be_english(text) and any(map(str.isalpha, _ASCII.sub("", text)))
+
+
+def is_in_another_script(text: str) -> bool:
+    """Whether most words of ``text`` have letters that English has not: it is no English with a name in it."""
+    words = _WORD.findall(text)
+    return 2 * sum(map(str.isascii, words)) < len(words)

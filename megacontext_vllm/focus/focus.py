@@ -32,7 +32,7 @@ from megacontext_vllm.focus.query import Query, find_query
 from megacontext_vllm.focus.second_look import look_again, look_ahead
 from megacontext_vllm.focus.surroundings import answering, outdate, surround, versions, without_rivals
 from megacontext_vllm.focus.text_index import TextIndex
-from megacontext_vllm.focus.vocabulary import special_ids, surface_strings
+from megacontext_vllm.focus.vocabulary import reader, special_ids, surface_strings
 from megacontext_vllm.focus.working_context import WorkingContext
 from megacontext_vllm.nets.lensnet import SHIPPED, load
 from megacontext_vllm.tree.nodes import BLOCK
@@ -98,13 +98,15 @@ class Focus:
         if settings.lens == "blend":
             meaning = MeaningLens(lexical.spelling, load(settings.lens_net or SHIPPED), lexical.ending)
 
+        read = reader(tokenizer)
+
         @lru_cache(maxsize=1 << 18)
         def alone(token: int) -> str:
-            return str(tokenizer.decode([token]))
+            return read([token])
 
         def decode(ids: list[int]) -> str:
             # Most calls are for one token, and a tokenizer takes 10 µs for each.
-            return alone(ids[0]) if len(ids) == 1 else str(tokenizer.decode(ids))
+            return alone(ids[0]) if len(ids) == 1 else read(ids)
 
         return Focus(
             lexical,

@@ -69,6 +69,9 @@ def test_a_default_of_the_server_on_a_history(config: SimpleNamespace) -> None:
     front_end.settle_max_tokens(config, asked)
     assert asked.sampling_params.max_tokens == ENGINE
     assert not RequestOptions.of(asked.sampling_params, 750).fold
+    said = request(50_000, 3000, extra_args={"megacontext_fold": True})
+    front_end.settle_max_tokens(config, said)
+    assert RequestOptions.of(said.sampling_params, 750).fold, "whoever said so, meant it"
     more = request(50_000, 5000)
     front_end.settle_max_tokens(config, more)
     assert more.sampling_params.max_tokens == 5000

@@ -2,7 +2,7 @@
 
 import pytest
 
-from megacontext_vllm.focus.english import is_other, may_be_english
+from megacontext_vllm.focus.english import is_in_another_script, is_other, may_be_english
 
 
 @pytest.mark.parametrize("text", ["Who kept the mill?", "Please answer.", "What is “Größe”?", "THE END", "List all"])
@@ -24,3 +24,11 @@ def test_another_language(text: str) -> None:
 def test_what_cannot_be_told(text: str) -> None:
     assert not may_be_english(text)
     assert not is_other(text)
+
+
+MIXED = [("탑의 지붕은 what", True), ("Café Zoë, a guide to Montréal", False), ("", False)]
+
+
+@pytest.mark.parametrize(("text", "expected"), MIXED)
+def test_another_script(text: str, expected: bool) -> None:
+    assert is_in_another_script(text) is expected

@@ -60,6 +60,13 @@ def test_not_in_english(title: str, asked: str) -> None:
     assert title not in readings(query, toy)
 
 
+def test_a_text_in_another_script_may_end_in_english() -> None:
+    text = "".join(f"제 {i} 절은 항구와 나룻배에 대한 글이다.\n\n" for i in range(60))
+    asked, end = "탑의 지붕은 무엇으로 덮여 있는지 찾으시오", "Figure 3. This is what the screen shows"
+    query, toy = find(("user", f"{asked}\n\n{text}{end}"))
+    assert any(asked in one for one in readings(query, toy))
+
+
 def test_a_long_paragraph_is_the_text() -> None:
     query, toy = find(("user", f"{'Häfen gibt es viele, sagt man. ' * 30}\n\n{DOCUMENT}Das war der Schluß"))
     assert all("sagt man" not in one for one in readings(query, toy))
