@@ -76,6 +76,10 @@ def settle_max_tokens(vllm_config: Any, request: Any) -> None:
     else:
         params.max_tokens = min(params.max_tokens, engine_length)
         params.extra_args = {FOLD: False, **(params.extra_args or {})}
+    _check_min_tokens(params)
+
+
+def _check_min_tokens(params: Any) -> None:
     if params.min_tokens > params.max_tokens:
         raise VLLMValidationError(
             f"min_tokens must be less than or equal to max_tokens={params.max_tokens}, got {params.min_tokens}.",
@@ -135,12 +139,15 @@ def check_request(vllm_config: Any, request: Any) -> None:
     asked = request.sampling_params.max_tokens if request.sampling_params is not None else 0
     if fits(request, options, max_model_len):
         if reason is not None and length < max_model_len < length + (asked or 0):
-            raise VLLMValidationError(
-                f"max_tokens={asked} and a prompt of {length:,} tokens are more than the model's window of "
-                f"{max_model_len:,}, and the answer cannot be folded here: {reason}. Lower max_tokens.",
-                parameter="max_tokens",
-                value=asked,
-            )
+            if asked > max_model_len:
+                raise VLLMValidationError(
+                    f"max_tokens={asked} is more than the model's window of {max_model_len:,}, and the answer cannot "
+                    f"be folded here: {reason}. Lower max_tokens.",
+                    parameter="max_tokens",
+                    value=asked,
+                )
+            request.sampling_params.max_tokens = max_model_len - length  # as stock vLLM's endpoints do
+            _check_min_tokens(request.sampling_params)
         return
     if reason is not None:
         raise VLLMValidationError(

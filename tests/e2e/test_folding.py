@@ -186,9 +186,12 @@ def test_alone_as_among_others_and_a_stop_string(
     assert answer.finish_reason == "stop" and answer.text == text[: text.index(stop)]
 
 
-def test_what_cannot_be_folded_is_refused(small: Engine, history: list[int]) -> None:
+def test_what_cannot_be_folded_ends_with_the_engine(small: Engine, history: list[int]) -> None:
+    params = SamplingParams(max_tokens=LENGTH, prompt_logprobs=1, temperature=0, ignore_eos=True)
+    (output,) = small.ask([history[:60]], params)
+    assert len(output.outputs[0].token_ids) == LENGTH - 60 and output.outputs[0].finish_reason == "length"
     with pytest.raises(VLLMValidationError, match="prompt_logprobs.*Lower max_tokens"):
-        small.ask([history[:60]], SamplingParams(max_tokens=LENGTH, prompt_logprobs=1))
+        small.ask([history[:60]], SamplingParams(max_tokens=LENGTH + 1, prompt_logprobs=1))
 
 
 def test_an_unset_max_tokens_ends_at_the_engines_length(small: Engine, outputs: dict[str, Any]) -> None:

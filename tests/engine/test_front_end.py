@@ -93,10 +93,21 @@ def test_an_asked_for_max_tokens_beyond_the_engine_is_folded(config: SimpleNames
         assert outgrows(asked, RequestOptions.of(asked.sampling_params, 750), ENGINE)
 
 
-def test_what_cannot_be_folded_is_refused_as_stock_does(config: SimpleNamespace) -> None:
-    with pytest.raises(VLLMValidationError, match="max_tokens=600.*window of 1,000.*prompt_logprobs.*Lower max_tokens"):
-        front_end.check_request(config, request(500, 600, prompt_logprobs=1))
-    front_end.check_request(config, request(500, 500, prompt_logprobs=1))
+def test_what_cannot_be_folded_is_answered_as_stock_does(config: SimpleNamespace) -> None:
+    """Its endpoints leave an answer what the engine has room for, and refuse more than the engine has at all."""
+    asked = request(500, 600, prompt_logprobs=1)
+    front_end.check_request(config, asked)
+    assert asked.sampling_params.max_tokens == 500
+    asked.mm_features, asked.sampling_params = [object()], SamplingParams(max_tokens=900)
+    front_end.check_request(config, asked)
+    assert asked.sampling_params.max_tokens == 500
+    with pytest.raises(VLLMValidationError, match="min_tokens"):
+        front_end.check_request(config, request(500, 600, prompt_logprobs=1, min_tokens=550))
+    with pytest.raises(VLLMValidationError, match="max_tokens=1200.*window of 1,000.*prompt_logprobs.*Lower max_tok"):
+        front_end.check_request(config, request(500, 1200, prompt_logprobs=1))
+    within = request(500, 500, prompt_logprobs=1)
+    front_end.check_request(config, within)
+    assert within.sampling_params.max_tokens == 500
 
 
 def test_min_tokens_beyond_what_is_left(config: SimpleNamespace) -> None:
