@@ -80,6 +80,38 @@ def test_ten_questions_have_their_answers_shown_raw(client: OpenAI, address: str
     assert sum(found) >= 8, [item["question"] for item, hit in zip(QUESTIONS, found, strict=True) if not hit]
 
 
+CODE, ASKED = "The ferry code of Elm Quay is 4827-KESTREL.", "What is the ferry code of Elm Quay?"
+CALL = {"type": "tool_use", "id": "t1", "name": "read", "input": {}}
+
+
+@pytest.mark.parametrize("way", ["completions", "responses", "messages", "messages, as agents do"])
+def test_every_way_to_ask(address: str, text: str, way: str) -> None:
+    """vLLM's other endpoints come by the same Working Context, and count the whole history."""
+    document = f"{text[:60_000]}\n\n{CODE}\n\n{text[60_000:120_000]}"
+    said = f"{document}\n\n{ASKED}"
+    result = {"type": "tool_result", "tool_use_id": "t1", "content": document}
+    talk = [
+        {"role": "user", "content": ASKED},
+        {"role": "assistant", "content": [{"type": "text", "text": "I will read the notes."}, CALL]},
+        {"role": "user", "content": [result]},
+    ]
+    bodies: dict[str, dict[str, Any]] = {
+        "completions": {"prompt": said, "max_tokens": 20},
+        "responses": {"input": said, "max_output_tokens": 20},
+        "messages": {"messages": [{"role": "user", "content": said}], "max_tokens": 20},
+        "messages, as agents do": {"messages": talk, "max_tokens": 20},
+    }
+    body = {"model": "m", "temperature": 0, "vllm_xargs": {"megacontext_trace": 1}, **bodies[way]}
+    response = httpx.post(f"{address}/v1/{way.partition(',')[0]}", json=body, timeout=500).raise_for_status().json()
+    trace = focus(address, response["id"]).raise_for_status().json()
+    assert trace["working_context"] <= WINDOW and trace["history_tokens"] > 20_000
+    # Anthropic counts beside the input what was read from the cache, and what was written to it.
+    counted = ("prompt_tokens", "input_tokens", "cache_read_input_tokens", "cache_creation_input_tokens")
+    assert sum(response["usage"].get(name) or 0 for name in counted) == trace["history_tokens"]
+    shown = shown_text(trace)
+    assert CODE in shown and ASKED in shown
+
+
 def shown_text(trace: dict[str, Any]) -> str:
     return "".join(entry.get("text", "\0") for entry in trace["entries"])
 
