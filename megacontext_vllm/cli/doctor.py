@@ -14,9 +14,9 @@ from rich.markup import escape
 
 from megacontext_vllm import __version__
 from megacontext_vllm.cli.text import out, size_text
-from megacontext_vllm.engine.versions import TESTED, is_tested  # this part of engine/ imports no vLLM
+from megacontext_vllm.engine.activation import KILL_SWITCH, PLUGIN, is_disabled  # these parts of engine/ import no vLLM
+from megacontext_vllm.engine.versions import TESTED, is_tested
 
-PLUGIN = "megacontext"
 ENTRY_POINTS = {"vllm.general_plugins": "the plugin itself", "vllm.endpoint_plugins": "its HTTP routes"}
 LITTLE_SPACE = 1 << 30
 
@@ -84,12 +84,11 @@ def check_registration() -> Iterator[Finding]:
 
 
 def check_environment() -> Iterator[Finding]:
-    disabled = os.environ.get("MEGACONTEXT_DISABLE", "0")
-    off = disabled not in ("", "0")
+    off = is_disabled()
     yield Finding(
-        "MEGACONTEXT_DISABLE",
-        f"{disabled}: vLLM runs as if the plugin were not installed" if off else "not set",
-        "unset MEGACONTEXT_DISABLE" if off else None,
+        KILL_SWITCH,
+        f"{os.environ[KILL_SWITCH]}: vLLM runs as if the plugin were not installed" if off else "not set",
+        f"unset {KILL_SWITCH}" if off else None,
     )
     plugins = os.environ.get("VLLM_PLUGINS")
     if plugins is not None and PLUGIN not in plugins.split(","):

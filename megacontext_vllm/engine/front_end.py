@@ -126,7 +126,10 @@ def _wrap_beam_search_step(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def check_request(vllm_config: Any, request: Any) -> None:
-    """Raise VLLMValidationError (HTTP 400) for a request that the engine could not serve."""
+    """Raise VLLMValidationError (HTTP 400) for a request that the engine could not serve.
+
+    An answer that cannot be folded is left what the engine has room for.
+    """
     max_model_len = getattr(vllm_config.model_config, ENGINE_LENGTH)
     settings = parse_config(vllm_config.additional_config[SECTION])
     window = settings.window_for(max_model_len)

@@ -4,7 +4,6 @@ Installed but not asked for, it only adds the ``--plugin`` flag; see ``activatio
 """
 
 
-
 def register() -> None:
     """Put the patches in place. ``MEGACONTEXT_DISABLE=1`` leaves stock vLLM, and the flag, which does nothing then."""
     from megacontext_vllm.engine import activation, patches

@@ -18,8 +18,8 @@ _ASCII = re.compile(r"[\x00-\x7f]+")
 
 def may_be_english(text: str) -> bool:
     """Whether ``text`` has a word that hardly an English sentence is without, and its words are mostly in ASCII."""
-    words = _WORD.findall(text)
-    return not _WORDS.isdisjoint(map(str.casefold, words)) and 2 * sum(map(str.isascii, words)) >= len(words)
+    words = map(str.casefold, _WORD.findall(text))
+    return not _WORDS.isdisjoint(words) and not is_in_another_script(text)
 
 
 def is_other(text: str) -> bool:

@@ -215,8 +215,7 @@ def _both_ways(query: Query, asked: Asking, decode: Decode) -> tuple[Query, ...]
     weights[about] = 0
     alone = replace(query, weights=weights)
     both = replace(query, own=(*query.own, asked.in_front), worth=_MAYBE)
-    texts = (decode(asked.terms[part].tolist()) for part in (about, asked.asks))
-    if not asks_before(*texts):
+    if not asks_before(decode(asked.terms[about].tolist()), decode(asked.terms[asked.asks].tolist())):
         return alone, both
     return replace(alone, worth=_UNLIKELY), both, replace(both, weights=query.weights - weights, worth=1.0)
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerBase
 
+from megacontext_vllm.eval.context import show_spans
 from megacontext_vllm.focus.focus import Focus
 from megacontext_vllm.focus.working_context import Kind
 
@@ -31,10 +32,8 @@ def ask(focus: Focus, tokenizer: PreTrainedTokenizerBase, prompt: dict[str, Any]
     tokens = np.array(tokenizer.encode(rendered, add_special_tokens=False), dtype=np.uint32)
     assert len(tokens) > 2 * WINDOW
     entries = focus.allocate(focus.score(tokens), WINDOW, gists=False).entries
-    raw = [np.arange(entry.start, entry.end) for entry in entries if entry.kind is Kind.RAW]
-    places = np.concatenate(raw)
-    runs = np.split(places, np.flatnonzero(np.diff(places) > 1) + 1)
-    return " [...] ".join(tokenizer.decode(tokens[run].tolist()) for run in runs)
+    raw = show_spans([(one.start, one.end) for one in entries if one.kind is Kind.RAW], len(tokens), ()).raw
+    return " [...] ".join(tokenizer.decode(tokens[start:stop].tolist()) for start, stop in raw)
 
 
 @pytest.mark.parametrize("language", sorted(FOUND))
