@@ -130,6 +130,7 @@ def main() -> None:
             Focus.of(chat.tokenizer, MegaContextConfig()),
             gist_fingerprint=None,
             model_fingerprint=bytes(16),
+            text_memory=1 << 30,
         )
         gc.collect()
         gc.freeze()  # as vLLM does at its start

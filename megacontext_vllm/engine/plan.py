@@ -15,7 +15,7 @@ from megacontext_vllm.engine.asked import Asked
 from megacontext_vllm.engine.content_ids import content_id
 from megacontext_vllm.engine.giving_way import giving_way
 from megacontext_vllm.engine.notes import note_plan
-from megacontext_vllm.engine.text_indexes import TextIndexes
+from megacontext_vllm.engine.text_indexes import BYTES_PER_TOKEN, TextIndexes
 from megacontext_vllm.engine.token_transport import TokenArray
 from megacontext_vllm.errors import CorruptTreeError, StoreError
 from megacontext_vllm.focus.calibration import expected_gain
@@ -108,10 +108,12 @@ class Planner:
         *,
         gist_fingerprint: bytes | None,
         model_fingerprint: bytes,
+        text_memory: int,
     ) -> None:
+        """text_memory: bytes that the indexes of texts may take."""
         self.library = library
         self.focus = focus
-        self._asked, self._indexes = Asked(focus), TextIndexes(focus)
+        self._asked, self._indexes = Asked(focus), TextIndexes(focus, text_memory // BYTES_PER_TOKEN)
         self.gist_fingerprint = gist_fingerprint
         self.model_fingerprint = model_fingerprint
 

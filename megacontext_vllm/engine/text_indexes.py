@@ -12,6 +12,7 @@ from megacontext_vllm.focus.text_index import TextIndex
 from megacontext_vllm.tree.nodes import BLOCK
 
 LONG = 65_536  # tokens; a shorter prompt is looked through in some milliseconds
+BYTES_PER_TOKEN = 25  # of an index, about
 _END = 4_096  # tokens of a prompt that are not indexed: its question is another one next time
 _OF_ITS_OWN = 100_000  # tokens that as much memory would hold as an index takes whatever its length
 _GROWN = 8  # a text that has grown by more than this part of it is indexed anew
@@ -23,7 +24,7 @@ class TextIndexes:
     """Of the texts that were asked about last. Threads may share it."""
 
     def __init__(self, focus: Focus, max_tokens: int = 20_000_000) -> None:
-        """max_tokens: of all of them together, about 25 bytes each; the last one is kept whatever it has."""
+        """max_tokens: of all of them together; the last one is kept whatever it has."""
         self._focus = focus
         self._known = Remembered[bytes, TextIndex](max_tokens, _size)
 
@@ -49,8 +50,9 @@ class TextIndexes:
         for digest, index in sorted(candidates, key=lambda known: -len(known[1].tokens)):
             length = len(index.tokens)
             whole = length <= len(prompt) // BLOCK * BLOCK
-            # Most others are told by how they begin.
-            alike = whole and np.array_equal(index.tokens[:_END], prompt[: min(length, _END)])
+            # Most others are told by how they begin, and those that have a long system message alike by their ends.
+            begins, ends = slice(min(length, _END)), slice(max(length - _END, 0), length)
+            alike = whole and all(np.array_equal(index.tokens[at], prompt[at]) for at in (begins, ends))
             # Another prompt may go on with a word where this one's ends.
             alike = alike and self._focus.lens.spelling.boundary(prompt[length - 1 : length + 1], 1) == 1
             if alike and np.array_equal(index.tokens, prompt[:length]):

@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-Ints = npt.NDArray[np.int64]
+Ids = npt.NDArray[np.int32]
 
 PIECE = 65_536  # characters; smaller ones are no faster, and the overlaps take 3 % of this
 OVERLAP = 1_024  # characters on either side of a cut that both pieces see
@@ -54,20 +54,20 @@ class Encoder:
 class Tokens:
     """The tokens of a text, and for some of them where they start.
 
-    ``ids``: int64 ``[N]``. ``marks``: int64 ``[M, 2]``, ascending: a character of the text, and the token that starts
+    ``ids``: int32 ``[N]``. ``marks``: int64 ``[M, 2]``, ascending: a character of the text, and the token that starts
     with it; one in about ``MARK_EVERY`` characters, at which a text that begins alike can be joined.
     """
 
-    ids: Ints
-    marks: Ints
+    ids: Ids
+    marks: npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class _Edge:
-    """What a piece has around a cut: int64 ``[2 * AGREE]`` ids, and the character where the second half starts."""
+    """What a piece has around a cut: int32 ``[2 * AGREE]`` ids, and the character where the second half starts."""
 
     character: int
-    ids: Ints
+    ids: Ids
 
     def agrees(self, other: "_Edge | None") -> bool:
         return other is not None and self.character == other.character and np.array_equal(self.ids, other.ids)
@@ -134,7 +134,7 @@ class _Located:
     """The encoding of a part of the text, which begins at the text's character ``begin``."""
 
     def __init__(self, encoding: Encoding, begin: int, at_words: bool) -> None:
-        self.ids: Ints = np.array(encoding.ids, dtype=np.int64)
+        self.ids: Ids = np.array(encoding.ids, dtype=np.int32)
         self._encoding = encoding
         self._begin = begin
         self._at_words = at_words

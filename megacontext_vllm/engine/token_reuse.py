@@ -5,27 +5,35 @@ that begins like it: what is new is tokenised from some way before the departure
 """
 
 import itertools
+import sys
 from dataclasses import dataclass
+from operator import itemgetter
 
 from megacontext_vllm.engine.remembered import Remembered
 from megacontext_vllm.engine.token_pieces import Encoder, Tokens, tokenise
 from megacontext_vllm.engine.token_transport import TokenList
 
 LONG = 32_768  # characters; shorter texts are tokenised in milliseconds
+_COMPARED = 16  # texts that begin alike and go on otherwise: the last of them are compared to the character
 
 
 @dataclass(frozen=True)
 class _Known:
     text: str
+    begins: str
     tokens: Tokens
+
+    @property
+    def bytes(self) -> int:
+        return sum(map(sys.getsizeof, (self.text, self.begins, self.tokens.ids, self.tokens.marks)))
 
 
 class TokenReuse:
     """Known texts of a front end. Threads may share it."""
 
-    def __init__(self, max_characters: int = 32_000_000) -> None:
-        """max_characters: of all of them together; the last one is kept whatever it has."""
-        self._known = Remembered[int, _Known](max_characters, lambda known: len(known.text))
+    def __init__(self, max_bytes: int) -> None:
+        """max_bytes: of all of them together; the last one is kept whatever it has."""
+        self._known = Remembered[int, _Known](max_bytes, lambda known: known.bytes)
         self._numbers = itertools.count()
 
     def tokenise(self, namespace: str | None, text: str, encoder: Encoder) -> list[int]:
@@ -36,13 +44,20 @@ class TokenReuse:
         tokens = tokenise(text, encoder, known.tokens if known is not None else None, common)
         # A text that goes on where the known one ended takes its place; one that departs is kept beside it.
         replaces = key if known is not None and common == len(known.text) else None
-        self._known.put(namespace, next(self._numbers), _Known(text, tokens), instead=replaces)
+        self._known.put(namespace, next(self._numbers), _Known(text, text[:LONG], tokens), instead=replaces)
         return TokenList.of(tokens.ids)
 
     def _longest(self, namespace: str | None, text: str) -> tuple[int | None, _Known | None, int]:
+        """The known text that ``text`` has most of at its start, its key, and how many characters that are."""
+        alike = [(key, known) for key, known in self._known.of(namespace) if text.startswith(known.begins)]
+        # Many chats may share a long system message: those that do not go on as this one are told in no time.
+        whole = [(len(known.text), key, known) for key, known in alike if text.startswith(known.text)]
         best: tuple[int | None, _Known | None, int] = (None, None, 0)
-        for key, known in self._known.of(namespace):
-            if known.text[:LONG] == text[:LONG]:
+        if whole:
+            common, key, known = max(whole, key=itemgetter(0))
+            best = (key, known, common)
+        if best[2] < len(text) // 2:
+            for key, known in alike[-_COMPARED:]:
                 common = _common_length(known.text, text)
                 if common > best[2]:
                     best = (key, known, common)

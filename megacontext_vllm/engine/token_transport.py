@@ -22,12 +22,12 @@ LONG = 65_536  # tokens; a shorter list is packed in a millisecond
 
 
 class TokenList(list[int]):
-    """Token ids that are known as an array, too: ``array``, int64 ``[n]``. Nobody changes either."""
+    """Token ids that are known as an array, too: ``array``, int32 ``[n]``. Nobody changes either."""
 
-    array: npt.NDArray[np.int64]
+    array: npt.NDArray[np.int32]
 
     @staticmethod
-    def of(array: npt.NDArray[np.int64]) -> "TokenList":
+    def of(array: npt.NDArray[np.int32]) -> "TokenList":
         """The list of ``array``, whose ids are in [0, some hundred thousand)."""
         tokens = TokenList()
         known = _numbers(int(array.max(initial=0)))
@@ -82,7 +82,7 @@ def packed(request: Any, engine_length: int) -> Any:
         return request
     request = copy.copy(request)
     request.prompt_token_ids = []
-    request.prompt_embeds = torch.from_numpy(tokens.array.astype(np.int32))
+    request.prompt_embeds = torch.from_numpy(tokens.array)
     return request
 
 

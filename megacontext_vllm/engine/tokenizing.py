@@ -11,9 +11,11 @@ from typing import Any
 
 import tokenizers
 
+from megacontext_vllm.config import SECTION, parse_config
 from megacontext_vllm.engine.activation import is_active
 from megacontext_vllm.engine.front_end import is_lifted
 from megacontext_vllm.engine.patches import Patch
+from megacontext_vllm.engine.text_memory import text_memory
 from megacontext_vllm.engine.token_pieces import Encoder, Encoding
 from megacontext_vllm.engine.token_reuse import LONG, TokenReuse
 
@@ -72,7 +74,8 @@ def _wrap_tokenize_prompt(original: Callable[..., Any]) -> Callable[..., Any]:
             return original(self, prompt, params)
 
         if not hasattr(self, KNOWN_TEXTS):
-            setattr(self, KNOWN_TEXTS, TokenReuse())
+            settings = parse_config(self.config.additional_config[SECTION])
+            setattr(self, KNOWN_TEXTS, TokenReuse(text_memory(settings)))
         ids = getattr(self, KNOWN_TEXTS).tokenise(getattr(params, SALT), text, encoder_of(tokenizer))
         if arguments["truncation"] and len(ids) > arguments["max_length"]:
             return original(self, prompt, params)

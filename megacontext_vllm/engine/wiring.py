@@ -6,6 +6,7 @@ from typing import Any
 from megacontext_vllm.config import MegaContextConfig
 from megacontext_vllm.engine.description import WorkerDescription
 from megacontext_vllm.engine.plan import Planner
+from megacontext_vllm.engine.text_memory import text_memory
 from megacontext_vllm.focus.focus import Focus
 from megacontext_vllm.nets.model_fingerprint import model_fingerprint
 from megacontext_vllm.nets.sentence_encoder import encoder_of
@@ -35,4 +36,5 @@ def make_planner(settings: MegaContextConfig, tokenizer: Any, workers: WorkerDes
         Focus.of(tokenizer, settings, encoder_of(settings)),
         gist_fingerprint=workers.gist_fingerprint,
         model_fingerprint=fingerprint,
+        text_memory=text_memory(settings),
     )

@@ -36,6 +36,7 @@ def planner(tmp_path: Path) -> Planner:
         focus,
         gist_fingerprint=NET,
         model_fingerprint=FINGERPRINT,
+        text_memory=1 << 28,
     )
 
 

@@ -81,6 +81,21 @@ def test_the_least_recently_used_goes_first_and_the_last_stays(focus: Counting) 
     assert focus.made == 5
 
 
+def test_chats_with_one_system_message_are_told_apart_by_their_ends(
+    focus: Counting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    indexes, system = TextIndexes(focus), text(3000)
+    chats = [np.concatenate([system, text(2000, seed)]) for seed in range(1, 20)]
+    made = [indexes.of("a", chat) for chat in chats]
+    compared = []
+    equal = np.array_equal
+    monkeypatch.setattr(np, "array_equal", lambda a, b: compared.append(len(a)) or equal(a, b))
+    for chat, index in zip(chats, made, strict=True):
+        assert indexes.of("a", np.concatenate([chat, text(40)])) is index
+    assert focus.made == len(chats)
+    assert sum(length > END for length in compared) == len(chats)
+
+
 @pytest.fixture
 def words(focus: Counting) -> Counting:
     """A focus whose second token goes on with the word of the one before."""

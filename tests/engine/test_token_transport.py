@@ -35,7 +35,7 @@ WINDOW = 2048
 
 
 def tokens(length: int = LONG + 1, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 150_000, length)
+    return np.random.default_rng(seed).integers(0, 150_000, length, dtype=np.int32)
 
 
 def request(ids: list[int] | None, **given: Any) -> EngineCoreRequest:

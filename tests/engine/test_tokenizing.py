@@ -44,6 +44,7 @@ class Renderer:
 
     def __init__(self, tokenizer) -> None:
         self.tokenizer = tokenizer
+        self.config = SimpleNamespace(additional_config={"megacontext": {}})
 
     def get_tokenizer(self):
         return self.tokenizer
