@@ -249,7 +249,7 @@ def main() -> None:
     print("\n" + verdict(servers))
     _, source = long_text(options.tokens * CHARACTERS)
     print("\n" + NOTES.format(repeat=options.repeat, quiet=options.quiet_seconds, source=source))
-    print("\n" + describe(facts, options))
+    print("\n" + describe(facts, options, extra))
     if options.json:
         options.json.write_text(json.dumps({"machine": facts, "servers": servers}, indent=1) + "\n")
 

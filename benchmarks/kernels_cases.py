@@ -180,6 +180,7 @@ def ingest(device: str, size: int) -> Iterator[Case]:
     ids = torch.randint(VOCABULARY, (count,), device=device)
 
     @torch.inference_mode()
+    @torch.autocast(device, torch.bfloat16, enabled=dtype is torch.bfloat16)  # as the engine's gist pool has it
     def make():
         rows, made = table[ids], []
         for level in range(1, 64):

@@ -134,7 +134,7 @@ def main() -> None:
             f"\nMemory of the server's processes from {SETTLED:,} tokens on: {settled[0]:,.0f} MiB at first, "
             f"{settled[-1]:,.0f} MiB at the end, {max(settled):,.0f} MiB at most."
         )
-    print("\n" + describe(facts, options))
+    print("\n" + describe(facts, options, extra))
     if options.json:
         options.json.write_text(json.dumps({"machine": facts, "stock": stock, "plugin": plugin}, indent=1) + "\n")
 

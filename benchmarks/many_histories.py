@@ -71,7 +71,7 @@ def main() -> None:
     print("| | median | longest |\n|---|--:|--:|")
     for what, seconds in measured.items():
         print(f"| {what} | {statistics.median(seconds):.2f} | {max(seconds):.2f} |")
-    print("\n" + describe(facts, options))
+    print("\n" + describe(facts, options, extra))
     if options.json:
         results = {"machine": facts, "arguments": extra, "seconds": measured}
         options.json.write_text(json.dumps(results, indent=1) + "\n")

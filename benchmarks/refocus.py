@@ -22,6 +22,7 @@ from workload import (
     Prompts,
     add_arguments,
     describe,
+    focus_trace,
     machine,
     plugin_arguments,
     progress,
@@ -38,20 +39,18 @@ QUESTIONS = (
 )
 DOCUMENT, TOKENS = 64_000, 1_800
 QUICK_DOCUMENT, QUICK_TOKENS = 16_000, 300
-PAUSE = 8.0
-"""A gap is a pause if it is this many times the median gap: a prefill of the window is at least several steps."""
-
 
 def measure(address: str, document: str, question: str, tokens: int) -> dict[str, Any]:
-    answer = stream(address, request_body(document, question, tokens))
+    answer = stream(address, request_body(document, question, tokens, trace=True))
     assert answer.tokens[-1] == tokens, f"{answer.tokens[-1]} tokens of {tokens}"
-    gaps = answer.gaps
-    typical = statistics.median(gaps)
+    trace = focus_trace(address, answer.response_id)
+    assert trace is not None, "a long request without a focus trace"
     return {
         "tokens": tokens,
         "seconds": answer.times[-1] - answer.times[0],
-        "median_gap": typical,
-        "pauses": [gap for gap in gaps if gap > PAUSE * typical],
+        "median_gap": statistics.median(answer.gaps),
+        # A prefill of the window is longer than any step.
+        "pauses": sorted(answer.gaps, reverse=True)[: trace["renewed"]],
     }
 
 
@@ -91,7 +90,7 @@ def main() -> None:
     if options.quick:
         length, options.tokens, questions = QUICK_DOCUMENT, QUICK_TOKENS, QUESTIONS[:1]
     facts = machine()
-    common = server_arguments(options, extra)
+    common = server_arguments(options, extra, servers=2)
     every = ["--additional-config.megacontext.refocus_tokens", str(options.refocus_tokens)]
     every += ["--additional-config.megacontext.refocus_share", str(options.refocus_share)]
     once: list[dict[str, Any]] = []
@@ -112,7 +111,7 @@ def main() -> None:
                 pauses = len(renewed[-1]["pauses"])
                 progress.print(f"  {once[-1]['seconds']:.1f} s, {renewed[-1]['seconds']:.1f} s with {pauses} swaps")
     print(table(once, renewed, options.refocus_tokens))
-    print("\n" + describe(facts, options))
+    print("\n" + describe(facts, options, extra))
     if options.json:
         options.json.write_text(json.dumps({"machine": facts, "once": once, "renewed": renewed}, indent=1) + "\n")
 

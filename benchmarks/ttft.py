@@ -1,11 +1,14 @@
 """First-token time against the length of the history, beside stock vLLM with a prompt of just the window.
 
     .venv/bin/python benchmarks/ttft.py
-    .venv/bin/python benchmarks/ttft.py --quick    # three lengths, once
+    .venv/bin/python benchmarks/ttft.py --quick    # two lengths, once
+    .venv/bin/python benchmarks/ttft.py --model llama-8b --max-model-len 9216 --window 8192 --full-context 32000 128000
 
 Two servers are up at once and asked in turn, never both: stock vLLM (MEGACONTEXT_DISABLE=1), and the same with the
 plugin. The plugin's server also gets a prompt of just the window, which it must leave to stock vLLM: how far that row
-is from 1 is noise. A first ask has a document that the server never saw; a second ask, another question about it.
+is from 1 is noise. A first ask has a document that the server never saw; a second ask, another question about it. With
+--full-context, stock vLLM is asked about documents as long as these too, by itself, once the two have ended: what a
+user has who can pay for it.
 
 Arguments that are not named here go to both servers.
 """
@@ -41,6 +44,7 @@ QUESTIONS = (
 LENGTHS = (8_000, 64_000, 256_000, 1_000_000)
 QUICK_LENGTHS = (8_000, 64_000)
 TOKENS = 4
+ROOM = 256  # positions beyond a full context, for the answer and a document that is a little longer than was asked for
 
 
 def ask(address: str, document: str, question: str, *, trace: bool) -> dict[str, Any]:
@@ -104,7 +108,18 @@ def run(stock: str, plugin: str, options: argparse.Namespace) -> tuple[list[Any]
     return of_stock, of_plugin, long.source
 
 
-def table(stock: list[Any], plugin: dict[int, list[Any]], window: int) -> str:
+def full_context(address: str, options: argparse.Namespace) -> dict[int, list[Any]]:
+    """Measurements of stock vLLM that is shown all of a document, by its tokens."""
+    prompts = Prompts(address, max(options.full_context))
+    warm_up(address, prompts, [options.window])
+    progress.print("  stock vLLM, all of the document")
+    return {
+        tokens: [measure(address, prompts, tokens, window=tokens) for _ in range(options.repeat)]
+        for tokens in options.full_context
+    }
+
+
+def table(stock: list[Any], plugin: dict[int, list[Any]], window: int, full: dict[int, list[Any]]) -> str:
     """Markdown; all times are medians in seconds, all ratios are to stock vLLM's first ask."""
     base = median(stock, 0, "seconds")
     lines = [
@@ -114,6 +129,7 @@ def table(stock: list[Any], plugin: dict[int, list[Any]], window: int) -> str:
     for name, asks in [
         ("stock vLLM", stock),
         *((("plugin, inert" if tokens == window else "plugin"), asks) for tokens, asks in plugin.items()),
+        *(("stock vLLM, full context", asks) for asks in full.values()),
     ]:
         first, second = median(asks, 0, "seconds"), median(asks, 1, "seconds")
         parts = [median(asks, 0, part) for part in ("tokenise", "plan", "prefill")]
@@ -140,13 +156,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser, repeat=3)
     parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS, metavar="N", help="default: %(default)s")
+    parser.add_argument(
+        "--full-context", type=int, nargs="+", default=[], metavar="N", help="document lengths for stock vLLM alone"
+    )
     options, extra = parser.parse_known_args()
     if options.quick:
         options.lengths, options.repeat = QUICK_LENGTHS, 1
     facts = machine()
-    memory = "--gpu-memory-utilization"
-    half = [memory, "0.4"] if facts["gpus"] and memory not in extra else []  # there are two
-    common = server_arguments(options, [*half, *extra])
+    common = server_arguments(options, extra, servers=2)
     with tempfile.TemporaryDirectory(prefix="megacontext-ttft-") as name:
         folder = Path(name)
         arguments = [*common, *plugin_arguments(options, folder / "store")]
@@ -155,11 +172,18 @@ def main() -> None:
             server(options.model, folder / "plugin.log", arguments, progress) as plugin_address,
         ):
             stock, plugin, source = run(stock_address, plugin_address, options)
-    print(table(stock, plugin, options.window))
+        full: dict[int, list[Any]] = {}
+        if options.full_context:
+            longer = argparse.Namespace(**vars(options) | {"max_model_len": max(options.full_context) + ROOM})
+            with server(
+                options.model, folder / "full.log", server_arguments(longer, extra), progress, STOCK
+            ) as address:
+                full = full_context(address, options)
+    print(table(stock, plugin, options.window, full))
     print("\n" + NOTES.format(repeat=options.repeat, source=source))
-    print("\n" + describe(facts, options))
+    print("\n" + describe(facts, options, extra))
     if options.json:
-        results = {"machine": facts, "stock": stock, "plugin": plugin, "source": source}
+        results = {"machine": facts, "stock": stock, "plugin": plugin, "full_context": full, "source": source}
         options.json.write_text(json.dumps(results, indent=1) + "\n")
 
 

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any
 
 import httpx
 from rich.console import Console
+from shapes import SHAPES, model_folder
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "examples"))
 from serving import CACHE, MODEL, TEXT, default_dtype, gpus
@@ -34,7 +35,13 @@ _serials = itertools.count(1)
 
 
 def add_arguments(parser: argparse.ArgumentParser, repeat: int) -> None:
-    parser.add_argument("--model", type=Path, default=MODEL, help="folder of the model (default: %(default)s)")
+    parser.add_argument(
+        "--model",
+        type=lambda name: model_folder(name, MODEL),
+        default=MODEL,
+        metavar="FOLDER",
+        help=f"of the model, or {' or '.join(SHAPES)}: random weights of that shape (default: %(default)s)",
+    )
     parser.add_argument("--max-model-len", type=int, default=2048, help="the engine's positions (default: %(default)s)")
     parser.add_argument("--window", type=int, default=1024, help="Working Context in entries (default: %(default)s)")
     parser.add_argument("--dtype", default=default_dtype(), help="default on this machine: %(default)s")
@@ -43,13 +50,20 @@ def add_arguments(parser: argparse.ArgumentParser, repeat: int) -> None:
     parser.add_argument("--quick", action="store_true", help="see whether it works: fewer, shorter, once")
 
 
-def server_arguments(options: argparse.Namespace, extra: list[str]) -> list[str]:
-    """For the stock server and the plugin's alike."""
+def server_arguments(options: argparse.Namespace, extra: list[str], servers: int = 1) -> list[str]:
+    """For the stock server and the plugin's alike, of which so many are up at once."""
     return [
         *("--served-model-name", NAME, "--max-model-len", str(options.max_model_len), "--dtype", options.dtype),
-        *("--max-num-seqs", "16", "--enforce-eager", "--disable-uvicorn-access-log"),
-        *extra,
+        *("--max-num-seqs", "16", "--disable-uvicorn-access-log"),
+        *machine_arguments(options.model, servers),
+        *extra,  # the last of several counts
     ]
+
+
+def machine_arguments(model: Path, engines: int) -> list[str]:
+    """What vLLM has to be told here: of a GPU, each of ``engines`` gets its part; without one nothing is compiled."""
+    arguments = ["--gpu-memory-utilization", f"{0.85 / engines:.2f}"] if gpus() else ["--enforce-eager"]
+    return arguments if any(model.glob("*.safetensors")) else [*arguments, "--load-format", "dummy"]
 
 
 def plugin_arguments(options: argparse.Namespace, store: Path) -> list[str]:
@@ -94,15 +108,15 @@ def _version(name: str) -> str:
         return "none"
 
 
-def describe(facts: dict[str, Any], options: argparse.Namespace) -> str:
-    """The machine and the set-up in markdown."""
+def describe(facts: dict[str, Any], options: argparse.Namespace, extra: Sequence[str]) -> str:
+    """The machine and the set-up in markdown; ``extra``: what else the servers were told."""
     versions = ", ".join(f"{name} {found}" for name, found in facts["versions"].items())
     return (
         f"{'; '.join(facts['gpus']) or 'No GPU'}; {facts['cpu']}, {facts['cores']} cores, {facts['memory_gib']} GiB. "
         f"{versions}, Python {facts['python']}, revision {facts['revision'] or 'unknown'}. {facts['date']}; load "
         f"average before the first server: {facts['load_at_start'][0]}.\n"
-        f"{options.model.name}, {options.dtype}, --enforce-eager, max_model_len {options.max_model_len:,}, window "
-        f"{options.window:,}."
+        f"{options.model.name}, {options.dtype}, max_model_len {options.max_model_len:,}, window {options.window:,}; "
+        f"{' '.join([*machine_arguments(options.model, 1), *extra])}."
     )
 
 

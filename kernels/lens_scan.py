@@ -46,7 +46,8 @@ def lens_scan(
     ----------
     keys: [N, k], contiguous, any float type; or int8 with ``scales``. k ≤ 256.
     query: [k] float32.
-    keep: how many of a group, 1 to 16; group: nodes of a group, a power of two from 16 to 1,024.
+    keep: how many of a group, 1 to 16; group: nodes of a group, a power of two from 16 to 1,024. On a GPU, group · k
+        (rounded up to a power of two) is at most 32,768.
     scales: [N] float32: key ``i`` is ``scales[i] * keys[i]``.
 
     Returns

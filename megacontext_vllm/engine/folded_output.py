@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from vllm.sampling_params import SamplingParams
+from vllm.utils.torch_utils import async_tensor_h2d
 
 from megacontext_vllm.engine.patches import Patch
 
@@ -50,8 +51,7 @@ def _folded(params: SamplingParams | None) -> np.ndarray | None:
 
 def _counts(folded: np.ndarray, vocabulary: int, device: torch.device) -> torch.Tensor:
     """int32 [vocabulary]: how often each token was said."""
-    counted = torch.from_numpy(np.bincount(folded, minlength=vocabulary).astype(np.int32))
-    return counted.to(device, non_blocking=True)
+    return async_tensor_h2d(np.bincount(folded, minlength=vocabulary).astype(np.int32), device)
 
 
 class Output(list[int]):
@@ -86,7 +86,7 @@ def _count_folded(
             continue
         counts = said.counts(logits)
         in_output = torch.zeros(vocabulary + 1, dtype=torch.bool, device=logits.device)  # the last for padding
-        in_output[torch.tensor(output, dtype=torch.int64).to(logits.device, non_blocking=True)] = True
+        in_output[async_tensor_h2d(list(output), logits.device, torch.int64)] = True
         known = in_output.clone()
         known[metadata.prompt_token_ids[request]] = True
         repeated = (counts > 0) & ~known[:vocabulary]

@@ -130,6 +130,7 @@ class FoldingAnswers:
         go_on(request, plan, growing.tokens[growing.asked :], answer)
         plan.tokens = None
         growing.changed = plan.length - growing.asked
+        growing.renewed += 1
         self._look_later(growing, growing.changed)
         self.plans[request.request_id] = plan
         request.status = RequestStatus.WAITING  # a preempted one would keep its old prompt in the workers

@@ -56,6 +56,7 @@ class _SideStream:
         self._turn = 0
         self._before: Any = torch.cuda.Event()
         self._last: Any = torch.cuda.Event()
+        self._last.record()  # the pool itself: no row is filled before it is there
 
     def begin_step(self) -> None:
         # ``before``: all that was queued before the step that is now under way, whose rows may be given away.

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 
 from megacontext_vllm.engine.embedding import GistEmbedding, SpanTable
 from megacontext_vllm.engine.gist_fills import GistFills, Rows
 from megacontext_vllm.engine.step_work import GistFill, GistJob, StepWork
 from megacontext_vllm.errors import CorruptTreeError, MegaContextError, StoreError
+from megacontext_vllm.kernels.span_gather import span_gather_
 from megacontext_vllm.nets.gistnet import GistNet
 from megacontext_vllm.tree.files.header import Header, RowType, level_path
 from megacontext_vllm.tree.files.level_reader import LevelReader
@@ -55,11 +57,14 @@ class GistPool:
         self._fills = GistFills(self.pages)
         self._shown = torch.empty(0, dtype=torch.int64, device=self.device)
 
-    def bind(self, num_slots: int, layer: str) -> SpanTable:
-        """Make the span table once the size of the KV cache is known."""
+    def bind(self, num_slots: int, layer: str, graphs: bool) -> SpanTable:
+        """Make the span table once the size of the KV cache is known; ``graphs``: as of :class:`SpanTable`."""
         table = torch.full((num_slots,), -1, dtype=torch.int32, device=self.device)
         self._shown = self._shown[:0]
-        self.spans = SpanTable(self.pages, table, layer, graphs=self.device.type != "cpu")
+        self.spans = SpanTable(self.pages, table, layer, graphs)
+        # On a GPU the kernel is compiled now, and not while somebody waits for a first answer.
+        nothing = torch.full((BLOCK,), -1, dtype=torch.int64, device=self.device)
+        span_gather_(torch.zeros(BLOCK, self.dim, dtype=self.dtype, device=self.device), self.pages, table, nothing)
         return self.spans
 
     @torch.inference_mode()
@@ -82,8 +87,9 @@ class GistPool:
         spans.active = False
         if work is None:
             return
-        for job in work.jobs:
-            self._make_gists(job, work.model_fingerprint)
+        with gpu_sync_allowed():  # rows have to be on the disk before the step is done; only ingest waits
+            for job in work.jobs:
+                self._make_gists(job, work.model_fingerprint)
         self._fills.copy([self._read_fill(fill) for fill in work.fills])
         if len(work.slots):
             self._shown = self._to_device(work.slots)

@@ -48,6 +48,7 @@ class Growing:
     left to the history when the answer is folded. ``folds``: whether it may be, once the positions are used up.
     ``next_look``: so many tokens into the answer its scores are renewed; None: never. ``look``: what was found then,
     and is decided upon a little later. ``changed``: so many tokens into it the plan was made that is shown now.
+    ``renewed``: how many plans took the place of the one before.
     """
 
     tokens: Tokens
@@ -59,6 +60,7 @@ class Growing:
     next_look: int | None = None
     look: Look | None = None
     changed: int = 0
+    renewed: int = 0
 
     def said(self, request: Request) -> int:
         """Tokens of the answer so far."""

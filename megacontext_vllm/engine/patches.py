@@ -47,6 +47,9 @@ TOUCHED = (
     "vllm.config:VllmConfig.model_config",
     "vllm.config:VllmConfig.parallel_config",
     "vllm.config:VllmConfig.scheduler_config",
+    "vllm.config:CUDAGraphMode",
+    "vllm.config:CompilationConfig.cudagraph_mode",
+    "vllm.config:VllmConfig.compilation_config",
     "vllm.config:ModelConfig.get_diff_sampling_param",
     "vllm.config:ModelConfig.get_hidden_size",
     "vllm.config:ModelConfig.get_vocab_size",
@@ -171,6 +174,8 @@ TOUCHED = (
     "vllm.v1.request:Request.update_block_hashes",
     "vllm.v1.request:RequestStatus",
     # workers
+    "vllm.utils.gpu_sync_debug:gpu_sync_allowed",
+    "vllm.utils.torch_utils:async_tensor_h2d",
     "vllm.v1.worker.gpu_worker:Worker.load_model",
     "vllm.v1.worker.gpu_worker:Worker.initialize_from_config",
     "vllm.v1.worker.gpu_worker:Worker.execute_model",

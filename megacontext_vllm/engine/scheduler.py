@@ -171,7 +171,8 @@ class MegaContextScheduling(ShowingGists, RefocusingAnswers):
         del self.held[request.request_id]
         if held.plan_request.trace:
             plan.seconds["held"] = time.perf_counter() - held.held_since
-            self._threads.submit(write_trace, self.settings, held.plan_request, plan)
+            renewed = self.growing[request.request_id].renewed + 1 if held.folding else 0
+            self._threads.submit(write_trace, self.settings, held.plan_request, plan, renewed)
         if held.folding:
             self._go_on(request, plan)
             return

@@ -34,8 +34,11 @@ def trace_path(store: Path, namespace: str, external_id: str) -> Path | None:
     return store / "traces" / namespace / f"{external_id}.json"
 
 
-def write_trace(settings: MegaContextConfig, request: PlanRequest, plan: Plan) -> None:
-    """Write one trace and drop the oldest beyond ``traces_kept``. Never raises: a trace is not worth a request."""
+def write_trace(settings: MegaContextConfig, request: PlanRequest, plan: Plan, renewed: int = 0) -> None:
+    """Write one trace and drop the oldest beyond ``traces_kept``. Never raises: a trace is not worth a request.
+
+    ``renewed``: how often what is shown was changed since the answer began.
+    """
     try:
         path = trace_path(settings.store, request.namespace, response_id(request.request_id))
         if path is None:
@@ -47,6 +50,7 @@ def write_trace(settings: MegaContextConfig, request: PlanRequest, plan: Plan) -
             "tree": plan.tree.tree_id,
             "history_tokens": plan.length,
             "reused_tokens": plan.reused,
+            "renewed": renewed,
             "window": context.window,
             "working_context": context.cost,
             "raw_tokens": sum(e["end"] - e["start"] for e in plan.described or () if e["kind"] == "raw"),  # type: ignore[operator]

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 import torch
-from vllm.config import VllmConfig
+from vllm.config import CUDAGraphMode, VllmConfig
 from vllm.distributed.parallel_state import get_pp_group, get_tp_group
 from vllm.v1.kv_cache_interface import KVCacheConfig
 from vllm.v1.worker.gpu_worker import Worker
@@ -105,7 +105,8 @@ class MegaContextWorker:
         if self.gist_pool is not None:
             group = kv_cache_config.kv_cache_groups[slot_group(kv_cache_config)]
             slots = kv_cache_config.num_blocks * group.kv_cache_spec.block_size
-            install_span_table(self.gist_pool.bind(slots, group.layer_names[0]))
+            graphs = self.vllm_config.compilation_config.cudagraph_mode != CUDAGraphMode.NONE
+            install_span_table(self.gist_pool.bind(slots, group.layer_names[0], graphs))
         return result
 
     @torch.inference_mode()

@@ -1,11 +1,13 @@
 """What the end-to-end tests share: a handle on a running engine, sampling parameters, the expected answer."""
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from reference import Reference
 from vllm import LLM, SamplingParams
 
@@ -16,6 +18,12 @@ GIST_SEED = 7
 SERVED_LIMIT = 1_200_000
 SERVED_WINDOW = 1024
 GAP = "\n[...]\n"
+GPU_SHARE = "0.05"
+"""Of a GPU's memory for one engine: several live side by side, and this model is small."""
+
+two_devices = pytest.mark.skipif(
+    torch.cuda.is_available() and torch.cuda.device_count() < 2, reason="needs two GPUs, or none"
+)
 
 
 @dataclass
@@ -59,11 +67,13 @@ def start(model_dir: Path, store: Path, megacontext: dict[str, Any] | None, **ar
     defaults = {
         "model": str(model_dir),
         "max_model_len": 1100,
-        "enforce_eager": True,
+        "enforce_eager": os.environ.get("E2E_GRAPHS", "0") == "0",
         "dtype": "float32",
         "block_size": 32,
         "disable_log_stats": False,
     }
+    if torch.cuda.is_available():
+        defaults |= {"gpu_memory_utilization": float(GPU_SHARE)}
     return Engine(LLM(**{**defaults, **arguments}), store)
 
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import torch
+from engines import GPU_SHARE
 from serving import end, free_port
 
 
@@ -28,7 +30,9 @@ def serve(model: Path, folder: Path, *options: str, environment: Mapping[str, st
     command = [
         *(str(Path(sys.executable).parent / "vllm"), "serve", str(model), "--plugin", "megacontext"),
         *("--served-model-name", "m", "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32"),
-        *("--enforce-eager", "--additional-config.megacontext.store", str(folder / "store"), *options),
+        *("--enforce-eager", "--additional-config.megacontext.store", str(folder / "store")),
+        *(("--gpu-memory-utilization", GPU_SHARE) if torch.cuda.is_available() else ()),
+        *options,
     ]
     log = folder / "server.log"
     with log.open("wb") as out:

@@ -7,12 +7,13 @@ from typing import Any
 
 import httpx
 import pytest
-from engines import GAP, GIST_SEED
+from engines import GAP, GIST_SEED, two_devices
 from reference import Reference
 from servers import Server, serve
 from transformers import AutoTokenizer
 
 STEPS = 12
+pytestmark = two_devices
 
 
 @pytest.fixture(scope="module")

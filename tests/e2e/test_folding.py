@@ -69,7 +69,7 @@ class Fold:
         said = list(output.outputs[0].token_ids)
         trace = engine.trace(output)
         self.at = trace["history_tokens"] - len(prompt)
-        assert 0 < self.at < len(said), "the answer was folded"
+        assert 0 < self.at < len(said) and trace["renewed"] >= 1, "the answer was folded"
         self.entries = trace["entries"]
         self.rest = said[self.at :]
         everything = [*prompt, *said[: self.at]]

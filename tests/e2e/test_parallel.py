@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from engines import GIST_SEED, Engine, check_gists, greedy, starter, stop
+from engines import GIST_SEED, Engine, check_gists, greedy, starter, stop, two_devices
 from reference import Reference
 from vllm.config import CompilationMode
 
@@ -27,6 +27,7 @@ def check(engine: Engine, tiny: Path, history: list[int]) -> None:
     check_gists(engine, Reference(tiny, GIST_SEED), [history, history[1000:9000]], STEPS)
 
 
+@two_devices
 def test_tensor_parallel(
     start_engine: Callable[..., Engine], tiny: Path, history: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -31,6 +31,7 @@ def test_what_the_answer_speaks_of_is_shown(renewing: Engine, reference: Referen
     assert again[: EVERY + LATER] == said[: EVERY + LATER], "nobody asked for it before"
     trace = renewing.trace(output)
     assert trace["history_tokens"] == len(planted) + EVERY, "planned at the look"
+    assert trace["renewed"] == 1
     assert any(entry["kind"] == "raw" and entry["start"] == place for entry in trace["entries"])
 
     gap_ids = renewing.llm.get_tokenizer().encode(GAP, add_special_tokens=False)

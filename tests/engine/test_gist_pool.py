@@ -56,7 +56,7 @@ def tree(tmp_path: Path) -> Iterator[MegaContextTree]:
 def make_pool(dtype: torch.dtype = torch.float32, *, writes: bool = True, bound: bool = True) -> GistPool:
     pool = GistPool(RandomGistNet(DIM, 5), Embedding(dtype), 4, writes=writes)  # type: ignore[arg-type]
     if bound:
-        pool.bind(SLOTS, "layer")
+        pool.bind(SLOTS, "layer", graphs=False)
     return pool
 
 
@@ -175,7 +175,7 @@ def test_a_tree_that_was_served_in_another_type(
 
 def test_the_table_holds_one_steps_spans(tree: MegaContextTree) -> None:
     pool = make_pool()
-    spans = pool.bind(SLOTS, "layer")
+    spans = pool.bind(SLOTS, "layer", graphs=False)
     assert spans is pool.spans and spans.pages is pool.pages and spans.table.shape == (SLOTS,)
     table = spans.table  # CUDA graphs hold this very tensor
 
@@ -261,7 +261,7 @@ def test_gists_of_another_net_are_not_taken_for_ones_own(
 ) -> None:
     make_pool().run(work(jobs=[job(tree, 1, 0, 20)]))
     other = GistPool(RandomGistNet(DIM, 6), Embedding(torch.float32), 4, writes=True)  # type: ignore[arg-type]
-    other.bind(SLOTS, "layer")
+    other.bind(SLOTS, "layer", graphs=False)
     for first, last in ((0, 15), (0, 30), (20, 30)):
         caplog.clear()
         other.run(work(jobs=[job(tree, 1, first, last)]))
@@ -283,7 +283,7 @@ def test_gists_that_another_net_makes_again_are_not_shown(
 ) -> None:
     pool, net = make_pool(), RandomGistNet(DIM, 6)
     other = GistPool(net, Embedding(torch.float32), 4, writes=True)  # type: ignore[arg-type]
-    other.bind(SLOTS, "layer")
+    other.bind(SLOTS, "layer", graphs=False)
     pool.run(work(jobs=[job(tree, 1, 0, 64)]))
     path = str(tree.gist_path(1))
     begin_refresh(tree.path, net.fingerprint)

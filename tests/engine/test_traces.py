@@ -71,7 +71,7 @@ def test_written_and_read_back(tmp_path: Path, tree: MegaContextTree) -> None:
     write_trace(settings(tmp_path), request("chatcmpl-1-0f1e2d3c"), plan_of(tree))
     trace = read_trace(tmp_path, "default", "chatcmpl-1")
     assert trace is not None
-    assert trace["tree"] == tree.tree_id
+    assert trace["tree"] == tree.tree_id and trace["renewed"] == 0
     assert (trace["history_tokens"], trace["reused_tokens"], trace["window"]) == (LENGTH, 17, WINDOW)
     entries = trace["entries"]
     assert [e["start"] for e in entries] == [0, *(e["end"] for e in entries[:-1])] and entries[-1]["end"] == LENGTH

@@ -20,7 +20,9 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
-ERROR = {torch.float32: 1e-6, torch.bfloat16: 4e-3, torch.float16: 6e-4}
+# A float32 product on a GPU adds up thousands of values one after the other; one of rounded values (tf32) would be off
+# by 1e-3.
+ERROR = {torch.float32: 1e-5, torch.bfloat16: 4e-3, torch.float16: 6e-4}
 SIZES = [1, 63, 576, 2048, 4096, 5120, 8192]
 
 
@@ -87,7 +89,7 @@ def test_gist_reduce_and_its_gradients(d: int, dtype: torch.dtype, by_rows: bool
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8], ids=str)
-@pytest.mark.parametrize(("nodes", "k", "keep", "group"), [(1, 1, 1, 16), (5000, 128, 16, 256), (333, 100, 4, 1024)])
+@pytest.mark.parametrize(("nodes", "k", "keep", "group"), [(1, 1, 1, 16), (5000, 128, 16, 256), (333, 100, 4, 256)])
 def test_lens_scan(nodes: int, k: int, keep: int, group: int, dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(nodes)
     keys = torch.randint(-8, 9, (nodes, k), generator=generator).to(dtype)
