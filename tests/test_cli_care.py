@@ -195,6 +195,8 @@ def test_curate(store: Path, library: TreeLibrary, tmp_path: Path, capsys: pytes
     assert (acquired.tree.tree_id, acquired.reused) == (tree.tree_id, 60_000)
     assert run("curate", tree.tree_id, "--apply", "--protect", "0:60000", *cold) == 0
     library.release(acquired.tree)
+    assert run("curate", "--purge", -1, "--store", store) == 2
+    assert "give 0 or more" in capsys.readouterr().err
     for action in compact:
         assert run("curate", tree.tree_id, "--restore", action["action_id"], "--store", store) == 0
     assert run("curate", tree.tree_id, "--log", "--store", store) == 0

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from megacontext_vllm.errors import StoreError
+from megacontext_vllm.errors import RequestError, StoreError
 from megacontext_vllm.tree.curation.actions import is_action_id
 from megacontext_vllm.tree.curation.log import curating, log_entry, try_log, write_log
 from megacontext_vllm.tree.curation.places import DRAFT_SUFFIX, MARKER_SUFFIX, ROWS_SUFFIX, TREE, checked_action_id
@@ -30,8 +30,10 @@ def purge(
     """Delete from the archive what was taken at least ``older_than_days`` before ``now`` (Unix seconds).
 
     ``tree_id``, ``action_id``: only of this tree, only this action. Trees need not be closed. Raises RequestError (a
-    malformed id), StoreError.
+    malformed id, less than 0 days), StoreError.
     """
+    if not older_than_days >= 0:  # nor is it a number that is none
+        raise RequestError(f"cannot purge what was taken {older_than_days:g} days ago or earlier; give 0 or more")
     if action_id is not None:
         checked_action_id(action_id)
     done = Purged()

@@ -1,3 +1,4 @@
+import math
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +92,9 @@ def test_only_one_of_an_id_in_the_archive_and_in_the_store(library: TreeLibrary,
 def test_a_purged_tree_is_gone(library: TreeLibrary, tmp_path: Path, folder: Path) -> None:
     apply(tmp_path, folder, whole(folder, "delete"), now=1000.0)
     assert purge(tmp_path, 1000.0 + 86_399, older_than_days=1).actions == []
+    for never in (-1, math.nan):
+        with pytest.raises(RequestError, match=f"{never} days ago or earlier; give 0 or more"):
+            purge(tmp_path, 1000.0 + 86_401, older_than_days=never)
     gone = purge(tmp_path, 1000.0 + 86_401, older_than_days=1)
     assert gone.actions == [ID] and gone.freed >= len(BASE) * 4
     assert not any((tmp_path / "archive").glob("*/*"))
