@@ -169,6 +169,10 @@ def test_export_and_import(
     file.write_bytes(data)
     assert run("import", file, "--store", other) == 2
     assert run("import", tmp_path / "absent", "--store", other) == 2
+    file.write_text("a list of things to do")
+    capsys.readouterr()
+    assert run("import", file, "--store", other) == 2
+    assert f"{file}: this is not a megacontext archive (made by: megacontext tree export)" in capsys.readouterr().err
     assert not list(tmp_path.glob(".*"))
 
 

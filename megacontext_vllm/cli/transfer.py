@@ -9,7 +9,7 @@ from pathlib import Path
 from megacontext_vllm.cli.progress import bar
 from megacontext_vllm.cli.stored import find_folder, open_tree
 from megacontext_vllm.cli.text import size_text
-from megacontext_vllm.errors import RequestError, StoreError
+from megacontext_vllm.errors import CorruptTreeError, RequestError, StoreError
 from megacontext_vllm.tree.store.archive import export_tree
 from megacontext_vllm.tree.store.archive_import import import_tree
 
@@ -40,5 +40,7 @@ def import_(options: argparse.Namespace) -> int:
             tree_id = import_tree(options.store, file, options.namespace or "default", progress=progress)
     except FileNotFoundError:
         raise RequestError(f"there is no file {options.file}") from None
+    except CorruptTreeError as error:
+        raise CorruptTreeError(f"{options.file}: {error}") from None
     print(tree_id)
     return 0

@@ -35,6 +35,7 @@ from megacontext_vllm.tree.tree import MegaContextTree
 
 logger = logging.getLogger(__name__)
 
+_BEGINNING = NAME.encode("ascii") + b"\0"
 _CHUNK_BYTES = 1 << 20
 _HOLE_BYTES = 1 << 16
 _HOLE = bytes(_HOLE_BYTES)
@@ -105,9 +106,15 @@ def _exactly(file: BinaryIO, size: int) -> bytes:
 
 
 def _read_manifest(file: BinaryIO) -> Manifest:
-    name, size = parse_header(_exactly(file, BLOCK_BYTES))
-    if name != NAME or size > MAX_BYTES:
-        raise CorruptTreeError(f"this is not an archive of a MegaContext Tree: it does not begin with a {NAME}")
+    try:
+        begun = _exactly(file, len(_BEGINNING))
+    except CorruptTreeError:
+        begun = b""
+    if begun != _BEGINNING:
+        raise CorruptTreeError("this is not a megacontext archive (made by: megacontext tree export)")
+    _, size = parse_header(begun + _exactly(file, BLOCK_BYTES - len(begun)))
+    if size > MAX_BYTES:
+        raise CorruptTreeError(f"the archive's {NAME} claims an impossible size")
     manifest = Manifest.parse(_exactly(file, size))
     _exactly(file, padding(size))
     return manifest

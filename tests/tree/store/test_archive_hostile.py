@@ -50,6 +50,13 @@ def test_cut_off_anywhere(memory: Path, small: bytes) -> None:
         refused(memory, small[:length])
 
 
+@pytest.mark.parametrize("length", [0, 5, 511, 512, 5000])
+def test_what_was_never_an_archive_is_called_so(tmp_path: Path, small: bytes, length: int) -> None:
+    refused(tmp_path, (b"some text. " * 500)[:length], "not a megacontext archive .made by: megacontext tree export")
+    refused(tmp_path, tar_of(members_of(small)[1:]), "not a megacontext archive")
+    refused(tmp_path, small[:400], "ends early")
+
+
 KINDS = {
     "hard link": tarfile.LNKTYPE,
     "symbolic link": tarfile.SYMTYPE,
@@ -82,7 +89,8 @@ def test_only_plain_files(tmp_path: Path, small: bytes, kind: bytes, place: int)
     header = bytearray(member_header("LOD0.ctx", 512))
     header[156:157] = kind
     text = b"18 path=../../evil".ljust(512, b"\0")
-    refused(tmp_path, before + resigned(header) + text + tar_of(members[place:]), "plain files")
+    why = "plain files" if place else "not a megacontext archive"
+    refused(tmp_path, before + resigned(header) + text + tar_of(members[place:]), why)
 
 
 def test_links_with_a_plain_type(tmp_path: Path, small: bytes) -> None:
