@@ -182,13 +182,19 @@ def test_curate(store: Path, library: TreeLibrary, tmp_path: Path, capsys: pytes
     add_gists(tree)
     cold = ("--cold-days", 0, "--store", store)
     assert run("curate", tree.tree_id, "--cold-days", 1, "--store", store) == 0
-    assert "compact" not in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "compact" not in shown and "There is nothing to do." in shown
+    for how in ((), ("--apply",)):
+        assert run("curate", "--namespace", "nobody", "--store", store, *how) == 0
+        assert capsys.readouterr().out == "There is nothing to do.\n"
     assert run("curate", tree.tree_id, *cold, "--json") == 0
     (plan,) = json.loads(capsys.readouterr().out)
     compact = [action for action in plan["actions"] if action["kind"] == "compact"]
     assert compact and all(action["start"] >= 4096 and action["stop"] <= 60_000 - 32_768 for action in compact)
     assert not (tree.path / "sealed.json").exists()
     (tmp_path / "plan.json").write_text(json.dumps([plan]))
+    assert run("curate", "--plan-file", tmp_path / "plan.json", *cold) == 0
+    assert "nothing to do" not in capsys.readouterr().out
     assert run("curate", "--plan-file", tmp_path / "plan.json", "--apply", *cold) == 0
     assert "are free" in capsys.readouterr().out
     assert run("show", tree.tree_id, "--store", store) == 0

@@ -28,6 +28,8 @@ from megacontext_vllm.tree.curation.purge import purge
 from megacontext_vllm.tree.curation.restore import restore
 from megacontext_vllm.tree.telemetry import NodeTelemetry
 
+NOTHING = "There is nothing to do."
+
 
 def curate(options: argparse.Namespace) -> int:
     if options.restore is not None:
@@ -49,7 +51,13 @@ def curate(options: argparse.Namespace) -> int:
     else:
         for plan in plans:
             print_plan(plan)
+        if all(map(takes_nothing, plans)):
+            print(NOTHING)
     return 0
+
+
+def takes_nothing(plan: CurationPlan) -> bool:
+    return all(action.kind == "keep" for action in plan.actions)
 
 
 def make_plans(options: argparse.Namespace) -> list[CurationPlan]:
@@ -116,7 +124,7 @@ def apply_plans(options: argparse.Namespace, plans: list[CurationPlan]) -> int:
     """Returns 1 if anything that was planned could not be done."""
     results, failed = [], False
     for plan in plans:
-        if all(action.kind == "keep" for action in plan.actions):
+        if takes_nothing(plan):
             continue
         folder = options.store / "trees" / plan.namespace / plan.tree_id
         result: dict[str, object] = {"tree_id": plan.tree_id, "namespace": plan.namespace}
@@ -142,7 +150,7 @@ def apply_plans(options: argparse.Namespace, plans: list[CurationPlan]) -> int:
         for action, reason in why.items():
             print(f"    {action}: not done: {reason}")
     if not results:
-        print("There is nothing to do.")
+        print(NOTHING)
     else:
         print("Undo an action with: megacontext tree curate TREE --restore ACTION; list them with --log")
     return int(failed)
