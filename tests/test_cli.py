@@ -112,7 +112,7 @@ def test_show_prints_text(
         (("tree", "info", ""), "2 trees"),
         (("tree", "show", "TREE", 0, 3001), "has 3,000"),
         (("tree", "show", "TREE", 5, 4), "tokens 5 to 4"),
-        (("tree", "show", "TREE", 0, 9, "--tokenizer", "/absent"), "/absent"),
+        (("tree", "show", "TREE", 0, 9, "--tokenizer", "/absent"), "/absent: give a local folder with tokenizer.json"),
         (("tree", "info", "TREE", "--namespace", "abc"), "namespace abc"),
         (("tree", "info", "TREE", "--namespace", "../trees/default"), "no tree"),
         (("tree", "ls", "--store", "/absent"), "no store in /absent"),

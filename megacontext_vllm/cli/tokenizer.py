@@ -13,7 +13,7 @@ def load_decoder(folder: Path) -> Callable[[list[int]], str]:
     Raises RequestError if the folder holds no tokenizer that can be loaded.
     """
     if not folder.exists():
-        raise RequestError(f"there is no tokenizer folder {folder}")
+        raise RequestError(f"there is no tokenizer folder {folder}: give a local folder with tokenizer.json")
     file = folder / "tokenizer.json"
     try:
         if file.exists():
