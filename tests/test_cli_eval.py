@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from megacontext_vllm.cli import main
+from megacontext_vllm.corpus import corpus_folder
 
 
 def test_listings_are_for_people_and_for_machines(capsys: pytest.CaptureFixture[str]) -> None:
@@ -103,6 +104,21 @@ def test_errors_say_what_to_do(
         arguments += [] if "--reader" in arguments else ["--reader", "none"]
     assert main(["eval", *arguments]) == 2
     assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("document", "near"),
+    [
+        ("shakespeare/ham", "Did you mean: shakespeare/hamlet? "),
+        ("shakespeare/", "shakespeare/as-you-like-it (33 more begin like that)? "),
+        ("nope", "has the id nope. "),
+    ],
+)
+def test_a_document_that_is_not_there(document: str, near: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["corpus", "show", document]) == 2
+    assert f"{near}All ids are in {corpus_folder() / 'documents.json'}" in capsys.readouterr().err
+    ids = [row["id"] for row in json.loads((corpus_folder() / "documents.json").read_text())]
+    assert "shakespeare/hamlet" in ids
 
 
 def test_show_prints_the_question_and_what_each_method_shows(

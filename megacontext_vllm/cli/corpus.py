@@ -12,6 +12,7 @@ from rich.table import Table
 from megacontext_vllm.cli.progress import bar
 from megacontext_vllm.cli.text import out
 from megacontext_vllm.corpus import SPLITS, CorpusError, corpus_folder, fetch, load
+from megacontext_vllm.corpus.storage import DOCUMENTS
 from megacontext_vllm.corpus.storage import table as documents_table
 
 
@@ -98,11 +99,15 @@ def summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def show_it(options: argparse.Namespace) -> int:
-    rows = documents_table(options.folder or corpus_folder())
+    folder = options.folder or corpus_folder()
+    rows = documents_table(folder)
     found = next((row for row in rows if row["id"] == options.document), None)
     if found is None:
         like = [row["id"] for row in rows if row["id"].startswith(options.document)]
-        hint = f"{len(like)} begin like that: {', '.join(like[:5])}" if like else "See: megacontext corpus ls"
-        raise CorpusError(f"no document of the corpus has the id {options.document}. {hint}")
-    print(next(d.text for d in load(found["split"], folder=options.folder) if d.id == found["id"]))
+        more = f" ({len(like) - 5:,} more begin like that)" if len(like) > 5 else ""
+        near = f" Did you mean: {', '.join(like[:5])}{more}?" if like else ""
+        raise CorpusError(
+            f"no document of the corpus has the id {options.document}.{near} All ids are in {folder / DOCUMENTS}"
+        )
+    print(next(d.text for d in load(found["split"], folder=folder) if d.id == found["id"]))
     return 0

@@ -14,6 +14,7 @@ from typing import Any
 
 from megacontext_vllm.corpus.document import SPLITS, CorpusError, Document, Split
 
+DOCUMENTS = "documents.json"
 STAMP = "stamp.json"
 MISSING = "the corpus is not in {folder}. Run: make corpus, or: megacontext corpus fetch"
 DAMAGED = "{file} is damaged. Delete its folder, then run: megacontext corpus fetch"
@@ -28,7 +29,7 @@ def write(folder: Path, documents: Sequence[Document], key: str) -> None:
     ]
     for row in table:
         del row["text"]
-    contents = {"documents.json": json.dumps(table, indent=0) + "\n"}
+    contents = {DOCUMENTS: json.dumps(table, indent=0) + "\n"}
     for split in SPLITS:
         lines = (json.dumps(asdict(document), ensure_ascii=False) for document in documents if document.split == split)
         contents[f"{split}.jsonl"] = "".join(line + "\n" for line in lines)
@@ -57,7 +58,7 @@ def read(folder: Path, split: Split) -> list[Document]:
 
 def table(folder: Path) -> list[dict[str, Any]]:
     """All documents without their texts, by id: id, source, kind, licence, split, characters, sha256."""
-    rows: list[dict[str, Any]] = json.loads(_content(folder, "documents.json"))
+    rows: list[dict[str, Any]] = json.loads(_content(folder, DOCUMENTS))
     return rows
 
 
