@@ -67,7 +67,12 @@ def add_train_commands(commands: Any) -> None:
     gistnet.add_argument("--corpus", type=Path, metavar="FOLDER", help="default: that of 'megacontext corpus fetch'")
     gistnet.add_argument("--out", type=Path, required=True, metavar="DIR", help="weights, card, curve, state")
     gistnet.add_argument("--resume", action="store_true", help="go on with the run in --out, by its own recipe")
-    gistnet.add_argument("--init", type=Path, metavar="DIR", help="begin with the weights of the GistNet in there")
+    gistnet.add_argument(
+        "--init",
+        type=Path,
+        metavar="PATH",
+        help="begin with the weights of this GistNet: its folder, or its .safetensors file with the card beside it",
+    )
     limits = gistnet.add_argument_group("when it ends: at the first of these")
     limits.add_argument("--steps", type=int, metavar="N")
     limits.add_argument("--tokens", type=int, metavar="N")

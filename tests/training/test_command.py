@@ -88,6 +88,12 @@ def test_trains_stops_and_resumes(
     torch.set_num_threads(threads)
 
 
+def test_init_takes_a_file_too_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        megacontext("--help")
+    assert "or its .safetensors file" in " ".join(capsys.readouterr().out.split())
+
+
 def test_what_is_wrong_is_said(model: Path, corpus: Path, tmp_path: Path) -> None:
     where = ["--corpus", corpus, "--out", tmp_path / "out", *QUICK]
     with pytest.raises(ConfigError, match="--minutes"):
