@@ -100,6 +100,8 @@ def test_what_is_wrong_is_said(model: Path, corpus: Path, tmp_path: Path) -> Non
         megacontext("--model", model, *where, *SMALL)
     with pytest.raises(ConfigError, match="cannot be trained"):
         megacontext("--model", model, *where, *SMALL, "--steps", 1, "--kl", 0)
+    with pytest.raises(ConfigError, match="--windows 10; give multiples of 32, at least 64.$"):
+        megacontext("--model", model, *where, "--windows", 10, "--steps", 1)
     with pytest.raises(ConfigError, match="leave out --resume, or --init"):
         megacontext("--model", model, *where, "--steps", 1, "--resume", "--init", tmp_path)
     (tmp_path / "empty").mkdir()

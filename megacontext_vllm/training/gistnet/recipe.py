@@ -1,5 +1,6 @@
 """All that decides what a training run makes, in one typed object that goes into the card."""
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -55,21 +56,30 @@ class Recipe:
     compile: bool = False
 
     def __post_init__(self) -> None:
-        problems = {
-            "windows are multiples of 32, at least 64": all(w % BLOCK == 0 and w >= 64 for w in self.windows),
-            "segments are multiples of 32": all(s % BLOCK == 0 and s > 0 for s in self.segments),
-            "there is at least one length of windows and of segments": bool(self.windows and self.segments),
-            "the scale is more than 0": self.scale > 0,
-            "a loss has a weight": self.kl > 0 or self.nll > 0,
-            "shares are between 0 and 1": all(
-                0 <= x <= 1 for x in (self.raw_share, self.coarse_share, self.hidden_share, self.final_lr)
-            ),
-            "counts are at least 1": min(self.batch, self.accumulate, self.levels, self.heads, self.layers) >= 1,
-            "the windows are long enough for a node of every level": max(self.windows) > BLOCK**self.levels,
-        }
-        wrong = [rule for rule, holds in problems.items() if not holds]
-        if wrong:
-            raise ConfigError(f"This recipe cannot be trained: {wrong[0]} (it has {self.to_json()}).")
+        if wrong := next(self._problems(), None):
+            raise ConfigError(f"This recipe cannot be trained: {wrong}.")
+
+    def _problems(self) -> Iterator[str]:
+        """Which value is wrong, and what is allowed."""
+        for name, least in (("windows", 2 * BLOCK), ("segments", BLOCK)):
+            lengths = getattr(self, name)
+            if not lengths:
+                yield f"it has no {name}; give at least one length"
+            for length in lengths:
+                if length % BLOCK or length < least:
+                    yield f"--{name} {length}; give multiples of {BLOCK}, at least {least}"
+        for name in ("batch", "accumulate", "levels", "heads", "layers"):
+            if getattr(self, name) < 1:
+                yield f"--{name} {getattr(self, name)}; give at least 1"
+        for name in ("raw_share", "coarse_share", "hidden_share", "final_lr"):
+            if not 0 <= getattr(self, name) <= 1:
+                yield f"--{name.replace('_', '-')} {getattr(self, name)}; give 0 to 1"
+        if not self.scale > 0:
+            yield f"--scale {self.scale}; give more than 0"
+        if not (self.kl > 0 or self.nll > 0):
+            yield f"--kl {self.kl} and --nll {self.nll}; give one of them more than 0"
+        if max(self.windows) <= (node := BLOCK**self.levels):
+            yield f"--levels {self.levels}; give --windows of more than {node} tokens, or fewer levels"
 
     def to_json(self) -> dict[str, Any]:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}

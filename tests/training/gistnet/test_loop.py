@@ -165,11 +165,24 @@ def test_a_model_with_too_few_positions(train: Callable[..., Training]) -> None:
 
 
 @pytest.mark.parametrize(
-    "changed", [{"windows": (100,)}, {"segments": ()}, {"kl": 0}, {"raw_share": 1.5}, {"batch": 0}, {"levels": 2}]
+    ("changed", "says"),
+    [
+        ({"windows": (512, 100)}, "--windows 100; give multiples of 32, at least 64"),
+        ({"windows": ()}, "it has no windows; give at least one length"),
+        ({"segments": ()}, "it has no segments; give at least one length"),
+        ({"segments": (0,)}, "--segments 0; give multiples of 32, at least 32"),
+        ({"kl": 0}, "--kl 0 and --nll 0.0; give one of them more than 0"),
+        ({"scale": 0.0}, "--scale 0.0; give more than 0"),
+        ({"raw_share": 1.5}, "--raw-share 1.5; give 0 to 1"),
+        ({"batch": 0}, "--batch 0; give at least 1"),
+        ({"levels": 2}, "--levels 2; give --windows of more than 1024 tokens, or fewer levels"),
+    ],
 )
-def test_recipes_that_make_no_sense(changed: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="cannot be trained"):
+def test_recipes_that_make_no_sense(changed: dict[str, Any], says: str) -> None:
+    """Only what is wrong is said, and what is allowed."""
+    with pytest.raises(ConfigError) as error:
         recipe(**changed)
+    assert str(error.value) == f"This recipe cannot be trained: {says}."
 
 
 @pytest.mark.parametrize("limits", [{}, {"steps": 0}, {"minutes": -1}])
