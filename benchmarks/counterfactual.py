@@ -27,6 +27,7 @@ from transformers import AutoTokenizer
 
 from megacontext_vllm.cli.eval_commands import DEFAULT_MODEL
 from megacontext_vllm.cli.progress import bar
+from megacontext_vllm.cli.worth import NAME
 from megacontext_vllm.config import MegaContextConfig
 from megacontext_vllm.eval.prompt import ChatFormat
 from megacontext_vllm.eval.sample import Sample
@@ -75,7 +76,7 @@ def samples(filler: Filler, chat: ChatFormat, history: str) -> list[Sample]:
 
 def read(results: Path, filler: Filler, chat: ChatFormat, focus: Focus) -> Iterator[tuple[Tried, dict[str, float]]]:
     """What was tried, with the utility of today."""
-    setting, *lines = map(json.loads, (results / "worth.jsonl").read_text(encoding="utf-8").splitlines())
+    setting, *lines = map(json.loads, (results / NAME).read_text(encoding="utf-8").splitlines())
     assert setting["split"] == "train", "what is learnt from must not be what is judged by"
     with bar("scoring the histories") as progress:
         for done, (history, rows) in enumerate(lines):
@@ -135,6 +136,10 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=DEFAULT_MODEL, metavar="DIR", help="(default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the shares there")
     options = parser.parse_args()
+    if not (options.results / NAME).is_file():
+        raise SystemExit(
+            f"There is no {options.results / NAME}. Give the folder of: megacontext eval worth --split train --out DIR"
+        )
     chat = ChatFormat(AutoTokenizer.from_pretrained(options.model, model_max_length=10**9))
     filler = Filler.from_corpus(chat.tokenizer, options.model / "tokenizer.json", split="train")
     focus = Focus.of(chat.tokenizer, MegaContextConfig())

@@ -101,13 +101,21 @@ def runs(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="Options that are not listed here go to 'vllm serve', e.g. --max-num-seqs 4.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--model", type=Path, default=MODEL, help="folder of the model to serve")
     parser.add_argument("--document", type=Path, default=TEXT, help="plain text to ask about")
     parser.add_argument("--question", action="append", help="may be given several times; default: two about the text")
     parser.add_argument("--keep-store", type=Path, help="keep the trees in this folder instead of a temporary one")
     options, server_arguments = parser.parse_known_args()
-    document = options.document.read_text(encoding="utf-8")
+    try:
+        document = options.document.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        wanted = "Give a file of plain text (--document), or, for the default one, run: make text"
+        raise SystemExit(f"{options.document} cannot be read ({error}). {wanted}") from None
     console.print(
         Panel(
             f"{options.document.name}: {len(document):,} characters. The engine's window: {MAX_MODEL_LEN:,} tokens, of "

@@ -293,6 +293,21 @@ def test_it_needs_neither_torch_nor_vllm() -> None:
     assert "gap_marker" in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("script", "arguments", "says"),
+    [
+        ("examples/demo.py", ["--help"], "not listed here go to 'vllm serve'"),
+        ("examples/demo.py", ["--document", "/nonexistent"], "'/nonexistent'). Give a file of plain text (--document)"),
+        ("benchmarks/counterfactual.py", ["/nonexistent"], "There is no /nonexistent/worth.jsonl. Give the folder of:"),
+    ],
+)
+def test_scripts_say_what_is_missing(script: str, arguments: list[str], says: str) -> None:
+    command = [sys.executable, str(Path(__file__).parents[1] / script), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert says in done.stdout + done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == ("--help" not in arguments)
+
+
 def test_help_gives_examples(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="0"):
         run("--help")
