@@ -90,7 +90,7 @@ def test_worth(model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
         (["run", "--reader", "ftp://x"], "give 'transformers', 'none' or a server's http:// URL"),
         (["run", "--model", "/nowhere"], "/nowhere has no tokenizer.json"),
         (["report", "/nowhere"], "megacontext eval run"),
-        (["gists", "--layouts", "hard"], "no layout 'hard'; there are: hard, LOD1"),
+        (["gists", "--layouts", "hard"], "no layout 'hard'; there are: 'hard, LOD1', 'near, LOD1'"),
         (["show", "needle", "--length", "300"], "ask for longer histories"),
     ],
 )

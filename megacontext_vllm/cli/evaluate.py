@@ -144,7 +144,7 @@ def gists(options: argparse.Namespace) -> int:
 
     positions = (Positions.COMPACT, Positions.SPAN) if options.positions else (Positions.COMPACT,)
     if unknown := [name for name in options.layouts or () if name not in LAYOUTS]:
-        raise EvaluationError(f"no layout {unknown[0]!r}; there are: {', '.join(LAYOUTS)}")
+        raise EvaluationError(f"no layout {unknown[0]!r}; there are: {', '.join(map(repr, LAYOUTS))}")
     with bar("measuring windows") as progress:
         report = measure_gists(
             options.model,
