@@ -107,6 +107,34 @@ def test_errors_say_what_to_do(
 
 
 @pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["run", "--methods", "served", "--quick"], "served needs a server: --reader http://HOST:PORT/v1"),
+        (["run", "--methods", "served", "--reader", "none"], "served needs a server"),
+        (["run", "--methods", "tail", "bm52"], "no method 'bm52'; there are: tail"),
+        (["run", "--methods", "tail", "megacontext", "--budgets", "512", "10"], "--budgets 10: megacontext needs 128"),
+        (["run", "--methods", "tail", "--budgets", "0"], "--budgets 0: tail needs 1 or more"),
+        (["run", "--histories", "0", "--quick"], "--histories 0: give 1 or more"),
+        (["run", "--encoder", "/absent"], "/absent holds no sentence encoder"),
+        (["run", "--gist-net", "/absent"], "gist_net='/absent' is no folder"),
+        (["run", "--gist-net", "/"], "/gistnet.safetensors does not exist"),
+        (["worth", "--budget", "10"], "--budget 10: megacontext needs 128 or more"),
+        (["worth", "--histories", "-1"], "--histories -1: give 1 or more"),
+        (["worth", "--encoder", "/absent"], "/absent holds no sentence encoder"),
+        (["show", "needle", "--budget", "10"], "--budget 10: megacontext needs 128 or more"),
+        (["show", "nedle"], "no task 'nedle'"),
+    ],
+)
+def test_what_needs_no_model_is_refused_before_one_is_looked_for(
+    arguments: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = [] if arguments[0] == "show" else ["--out", str(tmp_path / "out")]
+    assert main(["eval", *arguments, *out, "--model", "/nowhere"]) == 2
+    assert says in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
     ("document", "near"),
     [
         ("shakespeare/ham", "Did you mean: shakespeare/hamlet? "),

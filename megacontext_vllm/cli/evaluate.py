@@ -35,27 +35,32 @@ QUICK: dict[str, Any] = {
 def run(options: argparse.Namespace) -> int:
     from megacontext_vllm.cli.eval_commands import BUDGETS, HISTORIES, LENGTHS
     from megacontext_vllm.eval import run as loop
-    from megacontext_vllm.eval.methods import METHODS, make
+    from megacontext_vllm.eval.methods import METHODS, kinds, make
     from megacontext_vllm.eval.records import Results
     from megacontext_vllm.eval.report import costs, tables
     from megacontext_vllm.eval.summary import summarise
 
+    require_histories(options)
     if options.quick:
         for name, value in QUICK.items():
             setattr(options, name, getattr(options, name) or value)
     tasks = tasks_of(options.tasks)
-    chat = chat_of(options.model)
-    served = options.reader.startswith("http")
-    reader = _reader(options, chat)
-    tools = tools_of(chat, reader, options)
-    possible = [
+    served, embeddings = options.reader.startswith("http"), options.reader == "transformers"
+    names = options.methods or [
         name
         for name, kind in METHODS.items()
-        if (served or not kind.needs_server) and (tools.embedding is not None or not kind.shows_gists)
+        if (served or not kind.needs_server) and (embeddings or not kind.shows_gists)
     ]
-    methods = make(options.methods or possible, tools)
-    filler = filler_of(options, chat)
     lengths, budgets = options.lengths or LENGTHS, options.budgets or BUDGETS
+    asking = [kind.name for kind in kinds(names) if kind.needs_server]
+    if asking and not served:
+        raise EvaluationError(f"{asking[0]} needs a server: --reader http://HOST:PORT/v1")
+    require_budgets("--budgets", budgets, names)
+    require_nets(options)
+    chat = chat_of(options.model)
+    reader = _reader(options, chat)
+    methods = make(names, tools_of(chat, reader, options))
+    filler = filler_of(options, chat)
     plan = loop.Plan(tasks, lengths, methods, budgets, options.histories or HISTORIES)
     results = Results(options.out / "results.jsonl", setting_of(options, reader))
     with bar("measuring histories") as progress:
@@ -67,6 +72,33 @@ def run(options: argparse.Namespace) -> int:
     console.print(costs(cells))
     console.print(f"Results: {results.path}. Pictures: megacontext eval report {options.out} --plots", markup=False)
     return 0
+
+
+def require_histories(options: argparse.Namespace) -> None:
+    """Raises EvaluationError for none, or less."""
+    if options.histories is not None and options.histories < 1:
+        raise EvaluationError(f"--histories {options.histories}: give 1 or more")
+
+
+def require_budgets(flag: str, budgets: Sequence[int], names: Sequence[str]) -> None:
+    """Raises EvaluationError for what one of these methods cannot be asked at."""
+    from megacontext_vllm.eval.methods import kinds
+
+    for kind in kinds(names):
+        if min(budgets) < kind.least_budget:
+            raise EvaluationError(f"{flag} {min(budgets)}: {kind.name} needs {kind.least_budget} or more")
+
+
+def require_nets(options: argparse.Namespace) -> None:
+    """Raises ConfigError for nets that are not there: known before the model is loaded, which takes long."""
+    if options.encoder is not None:
+        from megacontext_vllm.nets.sentence_encoder import require_encoder
+
+        require_encoder(options.encoder)
+    if net := _gist_net(options):
+        from megacontext_vllm.nets.gistnet import require_gist_net
+
+        require_gist_net(net)
 
 
 def report(options: argparse.Namespace) -> int:
@@ -113,8 +145,11 @@ def show(options: argparse.Namespace) -> int:
     from megacontext_vllm.eval.methods.base import View
     from megacontext_vllm.eval.run import select
 
-    chat = chat_of(options.model)
     (task,) = tasks_of([options.task])
+    names = options.methods or [n for n, kind in METHODS.items() if not kind.shows_gists and not kind.needs_server]
+    require_budgets("--budget", [options.budget], names)
+    require_nets(options)
+    chat = chat_of(options.model)
     sample = task.samples(filler_of(options, chat), chat, options.length, options.seed)[0]
     prompt = chat.prompt(sample)
     console = out()
@@ -123,7 +158,6 @@ def show(options: argparse.Namespace) -> int:
     for start, stop in sample.evidence:
         text = chat.decode(sample.history.tokens[start:stop])
         console.print(f"[bold]evidence[/bold]  {start:,}–{stop:,} of {len(prompt.history):,}: {text}")
-    names = options.methods or [n for n, kind in METHODS.items() if not kind.shows_gists and not kind.needs_server]
     for method in make(names, tools_of(chat, None, options)):
         if not method.fits(len(prompt.history), options.budget) or (method.name == "oracle" and not sample.evidence):
             continue

@@ -57,6 +57,9 @@ def worth_of_blocks(options: argparse.Namespace) -> int:
     tasks = evaluate.tasks_of(options.tasks or asking)
     if any(task.name == "continuation" for task in tasks):
         raise EvaluationError(f"'continuation' asks nothing: give some of {', '.join(asking)}.")
+    evaluate.require_histories(options)
+    evaluate.require_budgets("--budget", [options.budget], [MegaContext.name])
+    evaluate.require_nets(options)
     chat = evaluate.chat_of(options.model)
     filler = evaluate.filler_of(options, chat)
     reader = TransformersReader(options.model, getattr(torch, options.dtype), threads=options.threads)

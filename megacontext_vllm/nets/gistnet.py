@@ -56,9 +56,9 @@ def load_gist_net(name: str, dim: int, model_fingerprint: bytes | None = None) -
     from megacontext_vllm.nets.checkpoints import load  # here, since nets are built on this module
     from megacontext_vllm.nets.shipped import find_shipped
 
-    kind, _, seed = name.partition(":")
-    if kind == "random" and seed.isdigit():
-        return RandomGistNet(dim, int(seed))
+    require_gist_net(name)
+    if (seed := _seed(name)) is not None:
+        return RandomGistNet(dim, seed)
     if name == "shipped":
         assert model_fingerprint is not None, "shipped weights are found by the model's fingerprint"
         path = find_shipped(model_fingerprint)
@@ -69,6 +69,18 @@ def load_gist_net(name: str, dim: int, model_fingerprint: bytes | None = None) -
                 "train gistnet --model MODEL' and give its folder."
             )
         return load(path, dim, model_fingerprint)
+    try:
+        return load(Path(name), dim, model_fingerprint)
+    except ConfigError as error:
+        raise ConfigError(f"megacontext.gist_net={name!r}: {error}") from error
+
+
+def require_gist_net(name: str) -> None:
+    """Raises ConfigError for a name that is nothing to ``load_gist_net``, whatever the model."""
+    from megacontext_vllm.nets.checkpoints import card_of
+
+    if name == "shipped" or _seed(name) is not None:
+        return
     if not name or not Path(name).exists():
         raise ConfigError(
             f"megacontext.gist_net={name!r} is no folder, and no name of a GistNet: leave it unset (unexpanded spans "
@@ -76,6 +88,12 @@ def load_gist_net(name: str, dim: int, model_fingerprint: bytes | None = None) -
             "with this version, or 'random:SEED' to test the gist path."
         )
     try:
-        return load(Path(name), dim, model_fingerprint)
+        card_of(Path(name))
     except ConfigError as error:
         raise ConfigError(f"megacontext.gist_net={name!r}: {error}") from error
+
+
+def _seed(name: str) -> int | None:
+    """Of ``random:SEED``; None for other names."""
+    kind, _, seed = name.partition(":")
+    return int(seed) if kind == "random" and seed.isdigit() else None

@@ -42,11 +42,7 @@ class SentenceEncoder:
         prompts = _json(folder / "config_sentence_transformers.json").get("prompts") or {}
         self._question = prompts.get("query", "")
         self._document = prompts.get("document", prompts.get("passage", ""))
-        if not (folder / "config.json").is_file():
-            raise ConfigError(
-                f"{folder} holds no sentence encoder: give the folder of a sentence-transformers model with its "
-                "config.json, tokenizer and model.safetensors (no hub is asked)."
-            )
+        require_encoder(folder)
         try:
             self.device = _device(device)
             self._tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
@@ -98,6 +94,15 @@ class SentenceEncoder:
             pooled = (hidden * mask).sum(dim=1) / mask.sum(dim=1)
         vectors: npt.NDArray[np.float32] = torch.nn.functional.normalize(pooled, dim=-1).cpu().numpy()
         return vectors
+
+
+def require_encoder(folder: Path) -> None:
+    """Raises ConfigError for a folder that holds no model at all."""
+    if not (folder / "config.json").is_file():
+        raise ConfigError(
+            f"{folder} holds no sentence encoder: give the folder of a sentence-transformers model with its "
+            "config.json, tokenizer and model.safetensors (no hub is asked)."
+        )
 
 
 def encoder_of(settings: MegaContextConfig) -> SentenceEncoder | None:

@@ -37,8 +37,13 @@ METHODS: dict[str, type[Method]] = {
 }
 
 
-def make(names: Sequence[str], tools: Tools) -> list[Method]:
-    """The methods of these names. Raises EvaluationError for an unknown one, or one that lacks what it needs."""
+def kinds(names: Sequence[str]) -> list[type[Method]]:
+    """The classes of the methods of these names. Raises EvaluationError for an unknown one."""
     if unknown := [name for name in names if name not in METHODS]:
         raise EvaluationError(f"no method {unknown[0]!r}; there are: {', '.join(METHODS)}")
-    return [METHODS[name](tools) for name in names]
+    return [METHODS[name] for name in names]
+
+
+def make(names: Sequence[str], tools: Tools) -> list[Method]:
+    """The methods of these names. Raises EvaluationError for an unknown one, or one that lacks what it needs."""
+    return [kind(tools) for kind in kinds(names)]

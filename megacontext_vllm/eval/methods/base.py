@@ -68,6 +68,8 @@ class Method(ABC):
     """Whether it keeps to the budget; only what is not a choice (all of the history) does not."""
     needs_server: ClassVar[bool] = False
     """Whether it is the server that chooses."""
+    least_budget: ClassVar[int] = 1
+    """Entries below which it is not asked."""
 
     def __init__(self, tools: Tools) -> None:
         self.tools = tools

@@ -25,6 +25,7 @@ class Vectors(Protocol):
 class Focused(Method):
     """Served with a window that holds the budget and what stands around the history."""
 
+    least_budget = 4 * BLOCK
     gists: ClassVar[bool]
     """Show what is not expanded as gists; else hide it behind gap markers."""
 
@@ -44,9 +45,9 @@ class Focused(Method):
 
     def working_context(self, prompt: Prompt, budget: int) -> WorkingContext:
         """What the engine makes of the whole prompt. Raises EvaluationError for a budget that it would not serve."""
-        window = budget + prompt.overhead
-        if window < 4 * BLOCK:
-            raise EvaluationError(f"{self.name}: a window of {window} is below {4 * BLOCK}; give a larger budget")
+        window, least = budget + prompt.overhead, self.least_budget
+        if window < least:
+            raise EvaluationError(f"{self.name}: a window of {window} is below {least}; give a larger budget")
         return self.focus.allocate(self.focus.score(prompt.tokens), window, gists=self.gists)
 
     def select(self, view: View, budget: int) -> Context:
