@@ -38,7 +38,7 @@ text: model  ## a long plain text: State of the Union addresses, about 360,000 t
 corpus: env  ## text and code for evaluation and training, with its licences: 110 MB to download
 	@$(BIN)/megacontext corpus fetch
 
-demo: model text  ## ask a 135M model about a text 44 times as long as it can read
+demo: model text  ## ask a 135M model about a text 175 times as long as its engine takes
 	@$(BIN)/python examples/demo.py $(ARGS)
 
 test: lint model text corpus  ## everything that CI checks (ARGS goes to pytest)
