@@ -2,8 +2,10 @@
 
     .venv/bin/python benchmarks/interference.py
     .venv/bin/python benchmarks/interference.py --quick    # a shorter history, once
+    .venv/bin/python benchmarks/interference.py --streams 32 --model llama-8b --max-model-len 8192 --window 7168
 
-Three servers, one after the other. Each streams a short request and, in the middle of it, gets another one:
+Three servers, one after the other. Each streams a short request, or --streams of them, and in the middle of it gets
+another one:
   stock vLLM, and a prompt of just the window;
   the plugin as it comes (unexpanded spans are hidden), and a history of --tokens;
   the plugin with an untrained GistNet, and a history of --tokens: now the engine also makes gists of all of it.
@@ -53,37 +55,42 @@ TARGET = 2.0
 
 
 class Background:
-    """A short streaming request that never ends: another one follows where one is complete."""
+    """Short streaming requests that never end: another one follows where one is complete."""
 
-    def __init__(self, address: str, max_tokens: int) -> None:
-        self.streams: list[Stream] = []
+    def __init__(self, address: str, max_tokens: int, streams: int) -> None:
+        self._streams: list[list[Stream]] = [[] for _ in range(streams)]
         self._address, self._body = address, request_body("", SHORT, max_tokens)
         self._stopping = False
-        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._threads = [
+            threading.Thread(target=self._run, args=(following,), daemon=True) for following in self._streams
+        ]
 
     def __enter__(self) -> "Background":
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
         deadline = time.monotonic() + 120
-        while not (self.streams and len(self.streams[0].times) > 8):
-            if not self._thread.is_alive() or time.monotonic() > deadline:
+        while not all(following and len(following[0].times) > 8 for following in self._streams):
+            if not all(thread.is_alive() for thread in self._threads) or time.monotonic() > deadline:
                 raise SystemExit("the short request does not stream")
             time.sleep(0.05)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stopping = True
-        self.streams[-1].stop = True
-        self._thread.join(timeout=60)
+        for following in self._streams:
+            following[-1].stop = True
+        for thread in self._threads:
+            thread.join(timeout=60)
 
-    def _run(self) -> None:
+    def _run(self, following: list[Stream]) -> None:
         while not self._stopping:
-            self.streams.append(Stream(0.0))
-            stream(self._address, self._body, self.streams[-1])
+            following.append(Stream(0.0))
+            stream(self._address, self._body, following[-1])
 
     def gaps(self) -> list[tuple[float, float, int]]:
         """(from, until, tokens that came at its end), for every wait inside a stream but its first few."""
         found = []
-        for one in self.streams:
+        for one in (one for following in self._streams for one in following):
             times, tokens = list(one.times), list(one.tokens)
             for k in range(4, min(len(times), len(tokens))):
                 found.append((times[k - 1], times[k], tokens[k] - tokens[k - 1]))
@@ -102,16 +109,15 @@ class Phase:
     def median(self) -> float:
         return statistics.median(self.waits)
 
-    @property
-    def p95(self) -> float:
+    def quantile(self, share: float) -> float:
         ordered = sorted(self.waits)
-        return ordered[min(len(ordered) - 1, round(0.95 * (len(ordered) - 1)))]
+        return ordered[round(share * (len(ordered) - 1))]
 
 
 def one_run(address: str, document: str, long: bool, options: argparse.Namespace) -> dict[str, Any]:
     """One short request with another one in its middle; the waits of each phase."""
     body = request_body(document, QUESTION, 1, trace=long)
-    with Background(address, options.max_model_len - 128) as background:
+    with Background(address, options.max_model_len - 128, options.streams) as background:
         quiet_from = time.perf_counter()
         time.sleep(options.quiet_seconds)
         prefilled = prefill_seconds(address)
@@ -144,7 +150,7 @@ def one_run(address: str, document: str, long: bool, options: argparse.Namespace
             taken["ingest"].append((end - start, tokens))
             taken["engine" if end > scheduled - held else "front end"].append((end - start, tokens))
     lasted = {name: end - start for name, (start, end) in bounds.items()}
-    lasted["undisturbed"] = sum(wait for wait, _ in taken["undisturbed"])
+    lasted["undisturbed"] = sum(wait for wait, _ in taken["undisturbed"]) / options.streams
     progress.print(
         f"  {other.prompt_tokens:>9,} tokens: first token after {other.first:.2f} s, of which prefill {prefill:.2f} s"
     )
@@ -185,8 +191,9 @@ ROWS = {
 
 def table(servers: dict[str, list[dict[str, Any]]]) -> str:
     lines = [
-        "| server, other request | phase | lasts | tokens/s | median | ÷ undisturbed | p95 | ÷ undisturbed | longest |",
-        "|---|---|--:|--:|--:|--:|--:|--:|--:|",
+        "| server, other request | phase | lasts | tokens/s | median | ÷ undisturbed | p95 | ÷ undisturbed | p99 "
+        "| ÷ undisturbed | longest |",
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for title, runs in servers.items():
         phases = pool(runs)
@@ -196,7 +203,10 @@ def table(servers: dict[str, list[dict[str, Any]]]) -> str:
                 continue
             phase = phases[name]
             cells = [title, shown, f"{statistics.median(phase.lasted):.2f} s", f"{phase.tokens / sum(phase.waits):.1f}"]
-            for value, usual in ((phase.median, base.median), (phase.p95, base.p95)):
+            for value, usual in (
+                (phase.median, base.median),
+                *((phase.quantile(share), base.quantile(share)) for share in (0.95, 0.99)),
+            ):
                 cells += [f"{value * 1000:.0f} ms", f"{value / usual:.2f}"]
             lines.append(f"| {' | '.join([*cells, f'{max(phase.waits) * 1000:.0f} ms'])} |")
     return "\n".join(lines)
@@ -209,16 +219,16 @@ def verdict(servers: dict[str, list[dict[str, Any]]]) -> str:
         if runs[0]["plan"] is None or "ingest" not in phases:
             continue
         base, ingest = phases["undisturbed"], phases["ingest"]
-        median, p95 = ingest.median / base.median, ingest.p95 / base.p95
+        median, p95 = ingest.median / base.median, ingest.quantile(0.95) / base.quantile(0.95)
         kept = "kept" if max(median, p95) <= TARGET else "MISSED"
         said.append(f"{title}: ingest takes inter-token times to {median:.2f}× (median) and {p95:.2f}× (p95): {kept}.")
     return f"Target: at most {TARGET:.0f}×.\n" + "\n".join(said)
 
 
 NOTES = """\
-Waits between two events of a short stream at an HTTP client, pooled over the runs ({repeat}); p95 and longest include
-the client. Undisturbed: {quiet:g} s before and after, in the same stream. lasts: median length of the phase. Text:
-{source}."""
+Waits between two events of a short stream ({streams} at once) at an HTTP client, pooled over the runs ({repeat}); p95,
+p99 and longest include the client. tokens/s: of one stream. Undisturbed: {quiet:g} s before and after, in the same
+stream. lasts: median length of the phase. Text: {source}."""
 
 
 def main() -> None:
@@ -226,7 +236,9 @@ def main() -> None:
     add_arguments(parser, repeat=2)
     parser.add_argument("--tokens", type=int, default=1_000_000, help="the long history (default: %(default)s)")
     parser.add_argument("--quiet-seconds", type=float, default=6.0, help="before and after (default: %(default)s)")
+    parser.add_argument("--streams", type=int, default=1, metavar="N", help="short requests (default: %(default)s)")
     options, extra = parser.parse_known_args()
+    extra = ["--max-num-seqs", str(max(16, options.streams + 1)), *extra]
     if options.quick:
         options.tokens, options.repeat, options.quiet_seconds = min(options.tokens, 128_000), 1, 4.0
     facts = machine()
@@ -248,7 +260,8 @@ def main() -> None:
     print(table(servers))
     print("\n" + verdict(servers))
     _, source = long_text(options.tokens * CHARACTERS)
-    print("\n" + NOTES.format(repeat=options.repeat, quiet=options.quiet_seconds, source=source))
+    quiet = options.quiet_seconds
+    print("\n" + NOTES.format(streams=options.streams, repeat=options.repeat, quiet=quiet, source=source))
     print("\n" + describe(facts, options, extra))
     if options.json:
         options.json.write_text(json.dumps({"machine": facts, "servers": servers}, indent=1) + "\n")
