@@ -11,6 +11,7 @@ BENCHMARKS ?= ttft interference long_answer refocus tree kernels
 # Nothing here may wait for a model hub; tokenizers warns about forks (vLLM forks) unless told not to use threads.
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
+demo bench: export TOKENIZERS_PARALLELISM := true
 
 .DEFAULT_GOAL := help
 .PHONY: help env model text corpus demo test lint bench wheel clean

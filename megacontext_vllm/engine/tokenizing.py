@@ -6,7 +6,10 @@ is decoded behind the end of its prompt only.
 
 import copy
 import inspect
+import os
+import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import tokenizers
@@ -27,6 +30,7 @@ KNOWN_TEXTS = "megacontext_known_texts"
 # the few before it (spaces, bytes of one character).
 LOOK_BACK = 1024
 LONG_PROMPT = 65_536
+_NICENESS = 10  # more than usual: on Linux a tenth of the time that another thread gets beside it
 
 
 def _wrap_render(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -44,6 +48,25 @@ def _wrap_render(original: Callable[..., Any]) -> Callable[..., Any]:
         return await original(*bound.args, **bound.kwargs)
 
     return render
+
+
+def start_threads(tokenizer: Any) -> None:
+    """Have the threads that ``tokenizer``, a fast one of transformers, tokenises many texts on give way to others.
+
+    They are started with the first call for several texts, one for each core, and a thread is as nice as the one that
+    starts it. Where cores are short, those who wait for their next token come first; else it makes no difference.
+    """
+
+    def start() -> None:
+        with suppress(OSError):
+            me = threading.get_native_id()
+            os.setpriority(os.PRIO_PROCESS, me, os.getpriority(os.PRIO_PROCESS, me) + _NICENESS)
+        encoder_of(tokenizer).encode(["a", "b"])
+
+    # A thread that is nice cannot go back.
+    thread = threading.Thread(target=start, name="megacontext-tokenizer")
+    thread.start()
+    thread.join()
 
 
 def encoder_of(tokenizer: Any) -> Encoder:
@@ -74,6 +97,7 @@ def _wrap_tokenize_prompt(original: Callable[..., Any]) -> Callable[..., Any]:
             return original(self, prompt, params)
 
         if not hasattr(self, KNOWN_TEXTS):
+            start_threads(tokenizer)
             settings = parse_config(self.config.additional_config[SECTION])
             setattr(self, KNOWN_TEXTS, TokenReuse(text_memory(settings)))
         ids = getattr(self, KNOWN_TEXTS).tokenise(getattr(params, SALT), text, encoder_of(tokenizer))

@@ -1,5 +1,8 @@
 """A long prompt gives the tokens that vLLM gives, and an answer behind it the text that vLLM's detokenizer gives."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -37,6 +40,34 @@ def test_same_text(model_dir: Path, monkeypatch: pytest.MonkeyPatch, answer: str
     whole = type("Whole", (FastIncrementalDetokenizer,), {"__init__": stock})
     tokens = tokenizer.encode(answer)
     assert decoded(short, tokenizer, prompt, tokens) == decoded(whole, tokenizer, prompt, tokens)
+
+
+def test_its_threads_give_way(model_dir: Path) -> None:
+    """In a process of its own: tokenizers starts its threads once."""
+    script = """
+import os, sys, threading
+from transformers import AutoTokenizer
+from megacontext_vllm.engine.tokenizing import encoder_of, start_threads
+
+def nice(thread):
+    return os.getpriority(os.PRIO_PROCESS, int(thread))
+
+tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
+before = set(os.listdir("/proc/self/task"))
+start_threads(tokenizer)
+new = set(os.listdir("/proc/self/task")) - before
+encoder_of(tokenizer).encode(["word " * 1000] * 16)
+assert set(os.listdir("/proc/self/task")) == before | new, "no others are started later"
+print(sorted({nice(thread) for thread in new}), nice(threading.get_native_id()), len(new) >= os.cpu_count())
+"""
+    found = subprocess.run(
+        [sys.executable, "-c", script, str(model_dir)],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"TOKENIZERS_PARALLELISM": "true"},
+    )
+    usual = os.getpriority(os.PRIO_PROCESS, 0)
+    assert found.stdout.split("\n")[-2] == f"[{min(usual + 10, 19)}] {usual} True", found.stderr
 
 
 class Renderer:
