@@ -33,6 +33,15 @@ LONG_PROMPT = 65_536
 _NICENESS = 10  # more than usual: on Linux a tenth of the time that another thread gets beside it
 
 
+def _wrap_init(original: Callable[..., Any]) -> Callable[..., Any]:
+    def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
+        if is_active(config):
+            start_threads()
+        original(self, config, *args, **kwargs)
+
+    return __init__
+
+
 def _wrap_render(original: Callable[..., Any]) -> Callable[..., Any]:
     signature = inspect.signature(original)
 
@@ -50,18 +59,18 @@ def _wrap_render(original: Callable[..., Any]) -> Callable[..., Any]:
     return render
 
 
-def start_threads(tokenizer: Any) -> None:
-    """Have the threads that ``tokenizer``, a fast one of transformers, tokenises many texts on give way to others.
+def start_threads() -> None:
+    """Have the threads that this process tokenises several texts on give way to others.
 
-    They are started with the first call for several texts, one for each core, and a thread is as nice as the one that
-    starts it. Where cores are short, those who wait for their next token come first; else it makes no difference.
+    The library starts them with the first batch of any tokenizer, one for each core, and a thread is as nice as the one
+    that starts it. Where cores are short, those who wait for their next token come first; else it makes no difference.
     """
 
     def start() -> None:
         with suppress(OSError):
             me = threading.get_native_id()
             os.setpriority(os.PRIO_PROCESS, me, os.getpriority(os.PRIO_PROCESS, me) + _NICENESS)
-        encoder_of(tokenizer).encode(["a", "b"])
+        tokenizers.Tokenizer(tokenizers.models.BPE()).encode_batch(["a", "b"])
 
     # A thread that is nice cannot go back.
     thread = threading.Thread(target=start, name="megacontext-tokenizer")
@@ -97,7 +106,6 @@ def _wrap_tokenize_prompt(original: Callable[..., Any]) -> Callable[..., Any]:
             return original(self, prompt, params)
 
         if not hasattr(self, KNOWN_TEXTS):
-            start_threads(tokenizer)
             settings = parse_config(self.config.additional_config[SECTION])
             setattr(self, KNOWN_TEXTS, TokenReuse(text_memory(settings)))
         ids = getattr(self, KNOWN_TEXTS).tokenise(getattr(params, SALT), text, encoder_of(tokenizer))
@@ -127,6 +135,12 @@ PATCHES = (
         why="the first token of an answer decodes the whole prompt, on the front end's only event loop",
         until="vLLM primes its decode stream with the end of the prompt only",
         replace=_wrap_detokenizer,
+    ),
+    Patch(
+        target="vllm.renderers.base:BaseRenderer.__init__",
+        why="starts the tokenizer's threads, before it is first used, so that they give way to the engine's",
+        until="vLLM has a long text tokenised beside, and not before, what others wait for",
+        replace=_wrap_init,
     ),
     Patch(
         target="vllm.renderers.base:BaseRenderer.render_chat_async",

@@ -91,7 +91,9 @@ def address(model_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         *("--additional-config.megacontext.window", str(SERVED_WINDOW)),
         *("--additional-config.megacontext.history_limit", str(SERVED_LIMIT)),
     ]
-    with serve(model_dir, tmp_path_factory.mktemp("server"), *options) as server:
+    # As a user has it, and not as `make test` does: the tokenizer has threads.
+    environment = {"TOKENIZERS_PARALLELISM": "true"}
+    with serve(model_dir, tmp_path_factory.mktemp("server"), *options, environment=environment) as server:
         yield server.address
 
 

@@ -1,6 +1,7 @@
 """The real server over HTTP, as a user starts it: limits, errors, the focus route, a million tokens."""
 
 import json
+import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -38,6 +39,24 @@ def focus(address: str, response_id: str, cache_salt: str | None = None) -> http
 def test_history_limit_is_what_the_server_reports(client: OpenAI) -> None:
     (model,) = client.models.list().data
     assert model.max_model_len == LIMIT
+
+
+def test_the_tokenizers_threads_give_way(address: str) -> None:
+    """Those of a server as a user starts it, where vLLM uses its tokenizer long before the first long text."""
+    port = address.rpartition(":")[2]
+    (server,) = (
+        path.parent for path in Path("/proc").glob("[0-9]*/cmdline") if f"--port\0{port}\0" in _read(path)
+    )
+    usual = os.getpriority(os.PRIO_PROCESS, int(server.name))
+    niceness = [os.getpriority(os.PRIO_PROCESS, int(thread.name)) for thread in (server / "task").iterdir()]
+    assert min(usual + 10, 19) in niceness, niceness
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:  # it has ended
+        return ""
 
 
 def test_over_the_history_limit(client: OpenAI) -> None:

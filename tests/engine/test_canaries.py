@@ -208,6 +208,7 @@ CALLS: dict[str, Callable[[], tuple[tuple[Any, ...], dict[str, Any]]]] = {
         (SimpleNamespace(vllm_config=_inactive(max_model_len=64)), "id", "prompt"),
         {"params": None},
     ),
+    "BaseRenderer.__init__": lambda: ((SimpleNamespace(), _inactive(), None), {}),
     "BeamSearchOnlineMixin.beam_search": lambda: (
         (SimpleNamespace(engine_client=SimpleNamespace(vllm_config=_inactive())), {"prompt_token_ids": [1]}, "r", None),
         {},
@@ -255,7 +256,11 @@ CALLS: dict[str, Callable[[], tuple[tuple[Any, ...], dict[str, Any]]]] = {
 }
 
 
-RETURN_NOTHING = ("MPClient._apply_ready_response", "FastIncrementalDetokenizer.__init__")
+RETURN_NOTHING = (
+    "MPClient._apply_ready_response",
+    "BaseRenderer.__init__",
+    "FastIncrementalDetokenizer.__init__",
+)
 
 
 @pytest.mark.parametrize("patch", PATCHES, ids=lambda patch: patch.target.partition(":")[2])

@@ -54,11 +54,11 @@ def nice(thread):
 
 tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
 before = set(os.listdir("/proc/self/task"))
-start_threads(tokenizer)
+start_threads()
 new = set(os.listdir("/proc/self/task")) - before
 encoder_of(tokenizer).encode(["word " * 1000] * 16)
 assert set(os.listdir("/proc/self/task")) == before | new, "no others are started later"
-print(sorted({nice(thread) for thread in new}), nice(threading.get_native_id()), len(new) >= os.cpu_count())
+print(sorted({nice(thread) for thread in new}), nice(threading.get_native_id()))
 """
     found = subprocess.run(
         [sys.executable, "-c", script, str(model_dir)],
@@ -67,7 +67,7 @@ print(sorted({nice(thread) for thread in new}), nice(threading.get_native_id()),
         env=os.environ | {"TOKENIZERS_PARALLELISM": "true"},
     )
     usual = os.getpriority(os.PRIO_PROCESS, 0)
-    assert found.stdout.split("\n")[-2] == f"[{min(usual + 10, 19)}] {usual} True", found.stderr
+    assert found.stdout.split("\n")[-2] == f"[{min(usual + 10, 19)}] {usual}", found.stderr
 
 
 class Renderer:
