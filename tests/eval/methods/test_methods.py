@@ -18,6 +18,7 @@ from megacontext_vllm.eval.methods.base import Cheat, Method, Tools, View
 from megacontext_vllm.eval.methods.dense import Dense
 from megacontext_vllm.eval.prompt import ChatFormat, Prompt
 from megacontext_vllm.eval.sample import History, Layout, Sample, Span
+from megacontext_vllm.tree.nodes import BLOCK
 
 SAID = {
     Layout.FOLLOW_UP: (("user", "Who was it?"), ("assistant", "It was Mira.")),
@@ -74,7 +75,15 @@ def test_every_method_keeps_the_budget(
     cuts = sorted(data.draw(st.sets(st.integers(0, length), max_size=8))) if length else []
     evidence = tuple(zip(cuts[::2], cuts[1::2], strict=False))
     assert method.fits(length, budget)
-    context = ask(method, prompt_of(history, layout), budget, evidence)
+    prompt = prompt_of(history, layout)
+    try:
+        context = ask(method, prompt, budget, evidence)
+    except EvaluationError as refused:
+        # An eighth of the window is pinned at its end, in whole blocks; an earlier turn behind the history may be more.
+        pinned = (budget + prompt.overhead) // 8 // BLOCK * BLOCK
+        if not (method.shows_gists and pinned < len(prompt.suffix) and "larger budget" in str(refused)):
+            raise
+        return
     assert context.cost <= budget or not method.within_budget
     assert all(piece.stop <= length for piece in context.pieces)
     assert method.shows_gists or not any(isinstance(piece, Gist) for piece in context.pieces)
