@@ -1,6 +1,7 @@
 """How the plugin is asked for, and what it then sets in vLLM's configuration."""
 
 import argparse
+import copy
 import logging
 import os
 from collections.abc import Callable
@@ -118,6 +119,19 @@ def _wrap_create_engine_config(original: Callable[..., Any]) -> Callable[..., An
     return create_engine_config
 
 
+def _wrap_compute_hash(original: Callable[..., Any]) -> Callable[..., Any]:
+    def compute_hash(self: Any) -> Any:
+        if not is_active(self):
+            return original(self)
+        # What a model is compiled to depends on none of our settings, but on whether there is an overlay, which is
+        # another entry (``embedding.OVERLAY``).
+        hashed = copy.copy(self)
+        hashed.additional_config = {**self.additional_config, SECTION: {}}
+        return original(hashed)
+
+    return compute_hash
+
+
 def _take_over(config: Any) -> None:
     """Set scheduler and worker in a finished vLLM configuration; refuse what was not built for."""
     parallel, model = config.parallel_config, config.model_config
@@ -214,5 +228,11 @@ PATCHES = (
         "platform's worker are known",
         until="vLLM lets a general plugin edit VllmConfig (as platform plugins can)",
         replace=_wrap_create_engine_config,
+    ),
+    Patch(
+        target="vllm.config:VllmConfig.compute_hash",
+        why="leaves the plugin's settings out of the key of vLLM's cache of compiled models: none makes it another one",
+        until="vLLM asks plugins which of their settings a compiled model depends on",
+        replace=_wrap_compute_hash,
     ),
 )

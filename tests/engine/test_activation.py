@@ -305,6 +305,14 @@ def test_settings_that_are_no_json_can_be_hashed(configure: Configure, tmp_path:
     assert config.compute_hash() == configure({"store": str(tmp_path / "store")}).compute_hash()
 
 
+def test_no_setting_has_a_model_compiled_anew(configure: Configure) -> None:
+    config, other = configure({}), configure({"window": 256, "refocus_tokens": 64, "gist_net": "none"})
+    assert config.compute_hash() == other.compute_hash()
+    assert other.additional_config["megacontext"]["window"] == 256
+    other.additional_config["another"] = 1
+    assert config.compute_hash() != other.compute_hash()
+
+
 def test_a_model_compiled_with_the_overlay_is_another_one_to_the_cache(configure: Configure) -> None:
     """As the worker notes it; else a model compiled without it would be loaded, and show no gists."""
     config = configure({})

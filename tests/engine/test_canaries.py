@@ -200,6 +200,7 @@ CALLS: dict[str, Callable[[], tuple[tuple[Any, ...], dict[str, Any]]]] = {
     "EngineArgs.add_cli_args": lambda: ((argparse.ArgumentParser(),), {}),
     "EngineArgs.from_cli_args": lambda: ((object, argparse.Namespace(model="m", plugin=None)), {}),
     "EngineArgs.create_engine_config": lambda: ((_engine_args(), "usage"), {"headless": True}),
+    "VllmConfig.compute_hash": lambda: ((_inactive(),), {}),
     "MPClient._apply_ready_response": lambda: (
         (SimpleNamespace(vllm_config=_inactive(max_model_len=64)), b"payload"),
         {},
