@@ -129,10 +129,10 @@ class MegaContextConfig(BaseModel):
     text_memory: int | None = Field(
         default=None,
         ge=0,
-        description="Bytes of memory that the front end and each engine may take to remember the texts that were asked "
-        "about last, so that a chat's next turn and another question are not tokenised and indexed from their start: "
-        "about 9 and 25 bytes a token. The last text is kept whatever it takes. Default: a 32nd of the machine's "
-        "memory, or of what its container is allowed, at most 4 GiB.",
+        description="Bytes of memory that each front-end process and each engine may take to remember the texts that "
+        "were asked about last, so that a chat's next turn and another question are not tokenised and indexed from "
+        "their start: about 9 and 25 bytes a token. The last text is kept whatever it takes. Default: a 32nd of the "
+        "machine's memory, or of what its container is allowed, at most 4 GiB.",
     )
     traces_kept: int = Field(default=256, ge=1, description="Focus traces kept per namespace (megacontext_trace).")
 

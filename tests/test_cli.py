@@ -313,5 +313,5 @@ def test_help_gives_examples(capsys: pytest.CaptureFixture[str]) -> None:
         run("--help")
     shown = capsys.readouterr().out
     assert "examples:" in shown and "megacontext tree ls" in shown
-    assert run() == 0
+    assert run() == 2
     assert capsys.readouterr().out == shown

@@ -52,7 +52,7 @@ def make_parser() -> argparse.ArgumentParser:
 
     def show_help(options: argparse.Namespace) -> int:
         parser.print_help()
-        return 0
+        return 2  # as any other usage error: a script whose variable is empty shall notice
 
     parser.set_defaults(run=show_help)  # of no command; each sets its own
 

@@ -40,6 +40,7 @@ TOUCHED = (
     "vllm.engine.protocol:EngineClient.vllm_config",
     "vllm.envs:VLLM_PLUGINS",
     "vllm.envs:VLLM_ENABLE_V1_MULTIPROCESSING",
+    "vllm.envs:VLLM_WORKER_MULTIPROC_METHOD",
     # configuration
     "vllm.engine.arg_utils:EngineArgs.additional_config",
     "vllm.engine.arg_utils:EngineArgs.scheduler_cls",

@@ -20,12 +20,12 @@ _COMPARED = 16  # texts that begin alike and go on otherwise: the last of them a
 @dataclass(frozen=True)
 class _Known:
     text: str
-    begins: str
+    begins: int  # a hash of its first characters
     tokens: Tokens
 
     @property
     def bytes(self) -> int:
-        return sum(map(sys.getsizeof, (self.text, self.begins, self.tokens.ids, self.tokens.marks)))
+        return sum(map(sys.getsizeof, (self.text, self.tokens.ids, self.tokens.marks)))
 
 
 class TokenReuse:
@@ -42,14 +42,17 @@ class TokenReuse:
             return encoder.encode([text])[0].ids
         key, known, common = self._longest(namespace, text)
         tokens = tokenise(text, encoder, known.tokens if known is not None else None, common)
-        # A text that goes on where the known one ended takes its place; one that departs is kept beside it.
-        replaces = key if known is not None and common == len(known.text) else None
-        self._known.put(namespace, next(self._numbers), _Known(text, text[:LONG], tokens), instead=replaces)
+        # A text that goes on where the known one ended, or asks something else there, takes its place; one that
+        # departs before is kept beside it.
+        end = 0 if known is None else len(known.text) - common
+        replaces = key if known is not None and end <= min(LONG, len(known.text) // 16) else None
+        self._known.put(namespace, next(self._numbers), _Known(text, hash(text[:LONG]), tokens), instead=replaces)
         return TokenList.of(tokens.ids)
 
     def _longest(self, namespace: str | None, text: str) -> tuple[int | None, _Known | None, int]:
         """The known text that ``text`` has most of at its start, its key, and how many characters that are."""
-        alike = [(key, known) for key, known in self._known.of(namespace) if text.startswith(known.begins)]
+        begins = hash(text[:LONG])
+        alike = [(key, known) for key, known in self._known.of(namespace) if known.begins == begins]
         # Many chats may share a long system message: those that do not go on as this one are told in no time.
         whole = [(len(known.text), key, known) for key, known in alike if text.startswith(known.text)]
         best: tuple[int | None, _Known | None, int] = (None, None, 0)

@@ -35,7 +35,8 @@ _NICENESS = 10  # more than usual: on Linux a tenth of the time that another thr
 
 def _wrap_init(original: Callable[..., Any]) -> Callable[..., Any]:
     def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
-        if is_active(config):
+        # A process that is forked off one with such threads cannot use a tokenizer; `vllm serve` does not fork.
+        if is_active(config) and os.environ.get("VLLM_WORKER_MULTIPROC_METHOD") == "spawn":
             start_threads()
         original(self, config, *args, **kwargs)
 
@@ -73,9 +74,9 @@ def start_threads() -> None:
         tokenizers.Tokenizer(tokenizers.models.BPE()).encode_batch(["a", "b"])
 
     # A thread that is nice cannot go back.
-    thread = threading.Thread(target=start, name="megacontext-tokenizer")
+    thread = threading.Thread(target=start, name="megacontext-tokenizer", daemon=True)
     thread.start()
-    thread.join()
+    thread.join(timeout=1)  # in a process forked off one that had such threads it would wait for them for ever
 
 
 def encoder_of(tokenizer: Any) -> Encoder:

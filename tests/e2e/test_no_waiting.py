@@ -18,6 +18,7 @@ def test_no_step_waits(
     With VLLM_GPU_SYNC_CHECK=error a worker that synchronises outside of what is allowed raises, and the engine dies.
     """
     monkeypatch.setenv("VLLM_GPU_SYNC_CHECK", "error")
+    monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", "spawn")  # it is read when vLLM is imported
     engine = start_engine({"gist_net": gist_net, "window": 256}, max_model_len=512)
     history = tokens[:8_000]
     params = greedy(600, frequency_penalty=0.5, repetition_penalty=1.2)

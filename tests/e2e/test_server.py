@@ -4,6 +4,7 @@ import json
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +45,16 @@ def test_history_limit_is_what_the_server_reports(client: OpenAI) -> None:
 def test_the_tokenizers_threads_give_way(address: str) -> None:
     """Those of a server as a user starts it, where vLLM uses its tokenizer long before the first long text."""
     port = address.rpartition(":")[2]
-    (server,) = (
-        path.parent for path in Path("/proc").glob("[0-9]*/cmdline") if f"--port\0{port}\0" in _read(path)
-    )
-    usual = os.getpriority(os.PRIO_PROCESS, int(server.name))
-    niceness = [os.getpriority(os.PRIO_PROCESS, int(thread.name)) for thread in (server / "task").iterdir()]
-    assert min(usual + 10, 19) in niceness, niceness
+    processes = (path for path in Path("/proc").glob("[0-9]*/cmdline") if f"--port\0{port}\0" in _read(path))
+    server = min(int(path.parent.name) for path in processes)
+    usual = os.getpriority(os.PRIO_PROCESS, server)
+    if usual > 9:
+        pytest.skip("nothing is nicer than these tests")
+    niceness = []
+    for thread in Path(f"/proc/{server}/task").iterdir():
+        with suppress(ProcessLookupError):
+            niceness.append(os.getpriority(os.PRIO_PROCESS, int(thread.name)))
+    assert usual + 10 in niceness, niceness
 
 
 def _read(path: Path) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from megacontext_vllm.engine import gist_pool
 from megacontext_vllm.engine.gist_pool import GistPool, rows_to_tensor, tensor_to_rows
 from megacontext_vllm.engine.step_work import GistFill, GistJob, StepWork
 from megacontext_vllm.errors import MegaContextError
@@ -173,9 +174,12 @@ def test_a_tree_that_was_served_in_another_type(
     torch.testing.assert_close(pool.pages[3, 0].float(), second[0].float(), rtol=3e-2, atol=3e-2)
 
 
-def test_the_table_holds_one_steps_spans(tree: MegaContextTree) -> None:
+def test_the_table_holds_one_steps_spans(tree: MegaContextTree, monkeypatch: pytest.MonkeyPatch) -> None:
     pool = make_pool()
+    launched = []
+    monkeypatch.setattr(gist_pool, "span_gather_", lambda *given: launched.append([x.dtype for x in given]))
     spans = pool.bind(SLOTS, "layer", graphs=False)
+    assert launched == [[pool.dtype, pool.dtype, torch.int32, torch.int64]], "compiled before it is needed"
     assert spans is pool.spans and spans.pages is pool.pages and spans.table.shape == (SLOTS,)
     table = spans.table  # CUDA graphs hold this very tensor
 

@@ -33,3 +33,13 @@ def test_it_is_the_plain_thing(steps: list[tuple[str, int, int, int | None, bool
         assert len(known) == len(plain)
         for name in "abc":
             assert known.of(name) == [(key, value) for (of, key), value in plain.items() if of == name]
+
+
+def test_what_grows_meanwhile_counts_as_it_came() -> None:
+    """As Python's texts do; else the bound would grow with each that goes."""
+    known = Remembered[int, list[int]](100, len)
+    for key in range(50):
+        value = [0] * 40
+        known.put(None, key, value)
+        value += [0] * 60
+    assert len(known) == 2

@@ -112,6 +112,16 @@ def test_many_chats_with_one_system_message(
     assert compared
 
 
+def test_another_question_takes_the_place_of_the_last(counting: Counting, text: str) -> None:
+    """Ten questions about one document are remembered as one; a chat that departs long before is another."""
+    reuse = TokenReuse(1 << 30)
+    for question in range(10):
+        reuse.tokenise(None, f"{text[:200_000]}\n\nQuestion {question}?", counting.encoder)
+    assert len(reuse._known) == 1
+    reuse.tokenise(None, text[:150_000] + "!" + text[150_001:200_000], counting.encoder)
+    assert len(reuse._known) == 2
+
+
 def test_the_longer_of_two_that_departed(counting: Counting, text: str) -> None:
     """A first turn, and a long chat that came of it and whose last message is asked anew."""
     reuse = TokenReuse(1 << 30)

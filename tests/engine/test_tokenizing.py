@@ -45,7 +45,7 @@ def test_same_text(model_dir: Path, monkeypatch: pytest.MonkeyPatch, answer: str
 def test_its_threads_give_way(model_dir: Path) -> None:
     """In a process of its own: tokenizers starts its threads once."""
     script = """
-import os, sys, threading
+import os, sys, threading, time
 from transformers import AutoTokenizer
 from megacontext_vllm.engine.tokenizing import encoder_of, start_threads
 
@@ -55,7 +55,9 @@ def nice(thread):
 tokenizer = AutoTokenizer.from_pretrained(sys.argv[1])
 before = set(os.listdir("/proc/self/task"))
 start_threads()
-new = set(os.listdir("/proc/self/task")) - before
+new = None
+while new != (new := set(os.listdir("/proc/self/task")) - before):
+    time.sleep(0.1)  # until the thread that started them is gone
 encoder_of(tokenizer).encode(["word " * 1000] * 16)
 assert set(os.listdir("/proc/self/task")) == before | new, "no others are started later"
 print(sorted({nice(thread) for thread in new}), nice(threading.get_native_id()))
@@ -68,6 +70,19 @@ print(sorted({nice(thread) for thread in new}), nice(threading.get_native_id()))
     )
     usual = os.getpriority(os.PRIO_PROCESS, 0)
     assert found.stdout.split("\n")[-2] == f"[{min(usual + 10, 19)}] {usual}", found.stderr
+
+
+@pytest.mark.parametrize(("method", "active", "starts"), [("spawn", True, 1), ("fork", True, 0), ("spawn", False, 0)])
+def test_threads_are_started_where_nothing_is_forked(
+    monkeypatch: pytest.MonkeyPatch, method: str, active: bool, starts: int
+) -> None:
+    """A process that is forked off one with such threads hangs with its first batch of texts."""
+    started, made = [], []
+    monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", method)
+    monkeypatch.setattr(tokenizing, "start_threads", lambda: started.append(1))
+    monkeypatch.setattr(tokenizing, "is_active", lambda config: active)
+    tokenizing._wrap_init(lambda *given: made.append(given))("renderer", "config", "tokenizer")
+    assert len(started) == starts and made == [("renderer", "config", "tokenizer")]
 
 
 class Renderer:

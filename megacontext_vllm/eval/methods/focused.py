@@ -25,7 +25,7 @@ class Vectors(Protocol):
 class Focused(Method):
     """Served with a window that holds the budget and what stands around the history."""
 
-    least_budget = 4 * BLOCK
+    least_budget = 2 * BLOCK  # with what stands around a history it may be a window that the engine would serve
     gists: ClassVar[bool]
     """Show what is not expanded as gists; else hide it behind gap markers."""
 
@@ -45,7 +45,7 @@ class Focused(Method):
 
     def working_context(self, prompt: Prompt, budget: int) -> WorkingContext:
         """What the engine makes of the whole prompt. Raises EvaluationError for a budget that it would not serve."""
-        window, least = budget + prompt.overhead, self.least_budget
+        window, least = budget + prompt.overhead, 4 * BLOCK
         if window < least:
             raise EvaluationError(f"{self.name}: a window of {window} is below {least}; give a larger budget")
         return self.focus.allocate(self.focus.score(prompt.tokens), window, gists=self.gists)
