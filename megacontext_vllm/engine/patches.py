@@ -77,6 +77,8 @@ TOUCHED = (
     "vllm.v1.engine.detokenizer:FastIncrementalDetokenizer.stream",
     "vllm.v1.engine.detokenizer:FastIncrementalDetokenizer.skip_special_tokens",
     "vllm.renderers.base:BaseRenderer.config",
+    "vllm.renderers.base:BaseRenderer._resources",
+    "vllm.renderers.base:BaseRenderer._tokenize_prompt_async",
     "vllm.renderers.base:BaseRenderer.get_tokenizer",
     "vllm.renderers.base:BaseRenderer._wants_offsets",
     "vllm.renderers.base:BaseRenderer._can_produce_offsets",

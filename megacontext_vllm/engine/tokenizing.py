@@ -4,11 +4,13 @@ What was tokenised a moment ago is not tokenised again, what is new is tokenised
 is decoded behind the end of its prompt only.
 """
 
+import asyncio
 import copy
 import inspect
 import os
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
@@ -30,6 +32,7 @@ KNOWN_TEXTS = "megacontext_known_texts"
 # the few before it (spaces, bytes of one character).
 LOOK_BACK = 1024
 LONG_PROMPT = 65_536
+_LONG_TEXTS = 2  # tokenised at a time, on all cores; each has its copy of the tokenizer, and vLLM has two
 _NICENESS = 10  # more than usual: on Linux a tenth of the time that another thread gets beside it
 
 
@@ -39,8 +42,24 @@ def _wrap_init(original: Callable[..., Any]) -> Callable[..., Any]:
         if is_active(config) and os.environ.get("VLLM_WORKER_MULTIPROC_METHOD") == "spawn":
             start_threads()
         original(self, config, *args, **kwargs)
+        if is_active(config):
+            _tokenise_long_texts_beside(self)
 
     return __init__
+
+
+def _tokenise_long_texts_beside(renderer: Any) -> None:
+    """vLLM has one thread for templates and tokens of all requests: a short one would wait for a long one."""
+    beside = ThreadPoolExecutor(_LONG_TEXTS, thread_name_prefix="megacontext-tokenizer")
+    renderer._resources.callback(beside.shutdown, wait=False)
+    stock = renderer._tokenize_prompt_async
+
+    def _tokenize_prompt_async(prompt: Any, params: Any) -> Any:
+        if len(prompt["prompt"]) < LONG:
+            return stock(prompt, params)
+        return asyncio.get_running_loop().run_in_executor(beside, renderer._tokenize_prompt, prompt, params)
+
+    renderer._tokenize_prompt_async = _tokenize_prompt_async
 
 
 def _wrap_render(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -139,8 +158,8 @@ PATCHES = (
     ),
     Patch(
         target="vllm.renderers.base:BaseRenderer.__init__",
-        why="starts the tokenizer's threads, before it is first used, so that they give way to the engine's",
-        until="vLLM has a long text tokenised beside, and not before, what others wait for",
+        why="tokenises long texts beside short ones, on threads that were started to give way to the engine's",
+        until="vLLM has no request wait for the tokens of another's long text",
         replace=_wrap_init,
     ),
     Patch(

@@ -1,14 +1,19 @@
 """A long prompt gives the tokens that vLLM gives, and an answer behind it the text that vLLM's detokenizer gives."""
 
+import asyncio
 import os
 import subprocess
 import sys
+import threading
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from transformers import AutoTokenizer
 from vllm import SamplingParams
+from vllm.engine.arg_utils import EngineArgs
+from vllm.renderers import renderer_from_config
 from vllm.renderers.base import BaseRenderer
 from vllm.renderers.params import TokenizeParams
 from vllm.v1.engine.detokenizer import FastIncrementalDetokenizer
@@ -78,11 +83,49 @@ def test_threads_are_started_where_nothing_is_forked(
 ) -> None:
     """A process that is forked off one with such threads hangs with its first batch of texts."""
     started, made = [], []
+    renderer = SimpleNamespace(_resources=ExitStack(), _tokenize_prompt_async=None)
     monkeypatch.setenv("VLLM_WORKER_MULTIPROC_METHOD", method)
     monkeypatch.setattr(tokenizing, "start_threads", lambda: started.append(1))
     monkeypatch.setattr(tokenizing, "is_active", lambda config: active)
-    tokenizing._wrap_init(lambda *given: made.append(given))("renderer", "config", "tokenizer")
-    assert len(started) == starts and made == [("renderer", "config", "tokenizer")]
+    tokenizing._wrap_init(lambda *given: made.append(given))(renderer, "config", "tokenizer")
+    assert len(started) == starts and made == [(renderer, "config", "tokenizer")]
+    assert (renderer._tokenize_prompt_async is None) == (not active)
+    renderer._resources.close()
+
+
+def test_a_short_prompt_does_not_wait_for_a_long_one(
+    model_dir: Path, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM's own renderer, of a server that takes histories, while it tokenises a long text."""
+    monkeypatch.setenv("VLLM_PLUGINS", "megacontext")
+    settings = {"max_model_len": 2048, "additional_config": {"megacontext": {}}}
+    renderer = renderer_from_config(EngineArgs(model=str(model_dir), **settings).create_engine_config())
+    limits = TokenizeParams(max_total_tokens=10**7, add_special_tokens=False)
+    entered, released = threading.Event(), threading.Event()
+
+    def tokenise(*given: object) -> list[int]:
+        entered.set()
+        assert released.wait(60)
+        return [1, 2, 3]
+
+    monkeypatch.setattr(tokenizing.TokenReuse, "tokenise", tokenise)
+
+    async def render(prompt: str) -> list[int]:
+        (rendered,) = await renderer.render_cmpl_async([{"prompt": prompt}], limits)
+        return list(rendered["prompt_token_ids"])
+
+    async def both() -> tuple[list[int], list[int]]:
+        long = asyncio.create_task(render(text[: tokenizing.LONG]))
+        try:
+            assert await asyncio.to_thread(entered.wait, 60)
+            short = await asyncio.wait_for(render("Short."), 20)
+        finally:
+            released.set()
+        return await long, short
+
+    long, short = asyncio.run(both())
+    assert long == [1, 2, 3] and short == renderer.get_tokenizer().encode("Short.", add_special_tokens=False)
+    renderer.shutdown()
 
 
 class Renderer:
