@@ -6,7 +6,7 @@ ARGS ?=
 ENV_FLAGS ?=
 # Test files that run side by side; those that start engines are in one worker (tests/conftest.py).
 WORKERS ?= 2
-BENCHMARKS ?= ttft interference long_answer refocus tree kernels
+BENCHMARKS ?= ttft many_histories short_requests interference decode long_answer refocus tree kernels
 
 # Nothing here may wait for a model hub; tokenizers warns about forks (vLLM forks) unless told not to use threads.
 export HF_HUB_OFFLINE := 1

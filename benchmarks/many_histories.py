@@ -12,24 +12,17 @@ Arguments that are not named here go to the server.
 """
 
 import argparse
-import json
-import statistics
-import tempfile
-from pathlib import Path
 
 from ttft import QUESTIONS, TOKENS, warm_up
 from workload import (
     Prompts,
     add_arguments,
-    describe,
     heading,
     machine,
-    plugin_arguments,
-    progress,
+    plugin_server,
     request_body,
-    server,
-    server_arguments,
     stream,
+    tell,
 )
 
 AGAIN = ("What did the treaty with Spain settle?", "How many post offices were there?")
@@ -62,19 +55,9 @@ def main() -> None:
     if options.quick:
         options.histories, options.tokens, options.repeat = 3, 100_000, 2
     facts = machine()
-    with tempfile.TemporaryDirectory(prefix="megacontext-histories-") as name:
-        folder = Path(name)
-        arguments = [*server_arguments(options, extra), *plugin_arguments(options, folder / "store")]
-        with server(options.model, folder / "server.log", arguments, progress) as address:
-            measured = rounds(address, options)
-    print(f"{options.histories} histories of {options.tokens:,} tokens; first token in seconds\n")
-    print("| | median | longest |\n|---|--:|--:|")
-    for what, seconds in measured.items():
-        print(f"| {what} | {statistics.median(seconds):.2f} | {max(seconds):.2f} |")
-    print("\n" + describe(facts, options, extra))
-    if options.json:
-        results = {"machine": facts, "arguments": extra, "seconds": measured}
-        options.json.write_text(json.dumps(results, indent=1) + "\n")
+    with plugin_server(options, extra) as address:
+        measured = rounds(address, options)
+    tell(f"{options.histories} histories of {options.tokens:,} tokens", measured, facts, options, extra)
 
 
 if __name__ == "__main__":

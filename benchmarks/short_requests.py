@@ -11,26 +11,19 @@ Arguments that are not named here go to the server.
 """
 
 import argparse
-import json
-import statistics
-import tempfile
 import threading
 import time
-from pathlib import Path
 
 from ttft import QUESTIONS, TOKENS, warm_up
 from workload import (
     Prompts,
     Stream,
     add_arguments,
-    describe,
     machine,
-    plugin_arguments,
-    progress,
+    plugin_server,
     request_body,
-    server,
-    server_arguments,
     stream,
+    tell,
 )
 
 SHORT = "Say hello to visitor number {}."
@@ -78,18 +71,9 @@ def main() -> None:
     if options.quick:
         options.tokens, options.short_requests = 200_000, 5
     facts = machine()
-    with tempfile.TemporaryDirectory(prefix="megacontext-short-") as name:
-        folder = Path(name)
-        arguments = [*server_arguments(options, extra), *plugin_arguments(options, folder / "store")]
-        with server(options.model, folder / "server.log", arguments, progress) as address:
-            measured = measure(address, options)
-    print(f"First token in seconds, beside a text of {options.tokens:,} tokens\n")
-    print("| | requests | median | longest |\n|---|--:|--:|--:|")
-    for what, seconds in measured.items():
-        print(f"| {what} | {len(seconds)} | {statistics.median(seconds):.2f} | {max(seconds):.2f} |")
-    print("\n" + describe(facts, options, extra))
-    if options.json:
-        options.json.write_text(json.dumps({"machine": facts, "seconds": measured}, indent=1) + "\n")
+    with plugin_server(options, extra) as address:
+        measured = measure(address, options)
+    tell(f"Beside a text of {options.tokens:,} tokens", measured, facts, options, extra)
 
 
 if __name__ == "__main__":

@@ -7,10 +7,13 @@ import json
 import os
 import platform
 import shutil
+import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -74,6 +77,33 @@ def plugin_arguments(options: argparse.Namespace, store: Path) -> list[str]:
 
 
 STOCK = {"MEGACONTEXT_DISABLE": "1"}
+
+
+@contextmanager
+def plugin_server(options: argparse.Namespace, extra: list[str]) -> Iterator[str]:
+    """The address of one server with the plugin and an empty store, until the end of the block."""
+    with tempfile.TemporaryDirectory(prefix="megacontext-benchmark-") as name:
+        folder = Path(name)
+        arguments = [*server_arguments(options, extra), *plugin_arguments(options, folder / "store")]
+        with server(options.model, folder / "server.log", arguments, progress) as address:
+            yield address
+
+
+def tell(
+    title: str,
+    seconds: dict[str, list[float]],
+    facts: dict[str, Any],
+    options: argparse.Namespace,
+    extra: list[str],
+) -> None:
+    """Print medians in markdown, and write every single number where ``options.json`` says."""
+    print(f"{title}; first token in seconds\n\n| | requests | median | longest |\n|---|--:|--:|--:|")
+    for what, found in seconds.items():
+        print(f"| {what} | {len(found)} | {statistics.median(found):.2f} | {max(found):.2f} |")
+    print("\n" + describe(facts, options, extra))
+    if options.json:
+        results = {"machine": facts, "arguments": extra, "seconds": seconds}
+        options.json.write_text(json.dumps(results, indent=1) + "\n")
 
 
 # ---- the machine ----------------------------------------------------------------------------------------------------
