@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from workload import CHARACTERS, add_arguments, describe, gpus, long_text, machine, machine_arguments, progress
+from workload import CHARACTERS, add_arguments, describe, gpus, long_text, machine, machine_settings, progress
 
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
@@ -48,33 +48,21 @@ def engines(options: argparse.Namespace, extra: dict[str, Any], folder: Path) ->
         "dtype": options.dtype,
         "max_num_seqs": max(options.batches),
         "enable_prefix_caching": False,
-        **of_the_machine(options.model),
+        **machine_settings(options.model, len(ENGINES)),
         **extra,
     }
     running: dict[str, Any] = {}
     try:
         for name in list(ENGINES)[:: -1 if options.reversed else 1]:
-            settings = ENGINES[name]
             progress.print(f"  starting {name}")
-            section = None if settings is None else {"store": str(folder / name), **settings}
-            config = {} if section is None else {"additional_config": {"megacontext": section}}
-            running[name] = LLM(**arguments, **config)
+            plugin: dict[str, Any] = {}
+            if (settings := ENGINES[name]) is not None:
+                plugin = {"additional_config": {"megacontext": {"store": str(folder / name), **settings}}}
+            running[name] = LLM(**arguments, **plugin)
         yield running
     finally:
         for engine in running.values():
             engine.llm_engine.engine_core.shutdown()
-
-
-def of_the_machine(model: Path) -> dict[str, Any]:
-    """``machine_arguments`` as vllm.LLM takes them."""
-    given = machine_arguments(model, len(ENGINES))
-    values: dict[str, Any] = {}
-    for name, value in zip(given, [*given[1:], "--"]):
-        if name.startswith("--"):
-            values[name[2:].replace("-", "_")] = True if value.startswith("--") else value
-    if "gpu_memory_utilization" in values:
-        values["gpu_memory_utilization"] = float(values["gpu_memory_utilization"])
-    return values
 
 
 def prompts(engine: Any, count: int) -> list[dict[str, list[int]]]:
@@ -83,17 +71,16 @@ def prompts(engine: Any, count: int) -> list[dict[str, list[int]]]:
     return [{"prompt_token_ids": tokens[i * PROMPT : (i + 1) * PROMPT]} for i in range(count)]
 
 
-def speed(engine: Any, batch: int, tokens: int) -> float:
-    """Tokens per second of ``batch`` answers of ``tokens`` tokens at once."""
+def speed(engine: Any, asked: list[dict[str, list[int]]], tokens: int) -> float:
+    """Tokens per second of the answers to all of ``asked`` at once, of ``tokens`` tokens each."""
     from vllm import SamplingParams
 
     params = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False)
-    asked = prompts(engine, batch)
     started = time.perf_counter()
     answers = engine.generate(asked, params, use_tqdm=False)
     seconds = time.perf_counter() - started
     made = sum(len(answer.outputs[0].token_ids) for answer in answers)
-    assert made == batch * tokens, f"{made} tokens of {batch * tokens}"
+    assert made == len(asked) * tokens, f"{made} tokens of {len(asked) * tokens}"
     return made / seconds
 
 
@@ -107,9 +94,10 @@ def measure(running: dict[str, Any], options: argparse.Namespace) -> dict[str, A
     speeds: dict[str, dict[int, list[float]]] = {name: {batch: [] for batch in options.batches} for name in running}
     order = list(running)
     for batch in options.batches:
+        asked = prompts(running[order[0]], batch)
         for repeat in range(options.repeat + 1):
             for name in order:
-                found = speed(running[name], batch, options.tokens if repeat else 8)  # at first it warms up
+                found = speed(running[name], asked, options.tokens if repeat else 8)  # at first it warms up
                 if repeat:
                     speeds[name][batch].append(found)
             order.reverse()  # none is always the first

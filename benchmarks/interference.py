@@ -238,11 +238,10 @@ def main() -> None:
     parser.add_argument("--quiet-seconds", type=float, default=6.0, help="before and after (default: %(default)s)")
     parser.add_argument("--streams", type=int, default=1, metavar="N", help="short requests (default: %(default)s)")
     options, extra = parser.parse_known_args()
-    extra = ["--max-num-seqs", str(max(16, options.streams + 1)), *extra]
     if options.quick:
         options.tokens, options.repeat, options.quiet_seconds = min(options.tokens, 128_000), 1, 4.0
     facts = machine()
-    common = server_arguments(options, extra)
+    common = server_arguments(options, extra, requests=max(16, options.streams + 1))
     with tempfile.TemporaryDirectory(prefix="megacontext-interference-") as name:
         folder = Path(name)
         plugin = [*common, *plugin_arguments(options, folder / "store")]

@@ -40,6 +40,7 @@ QUESTIONS = (
 DOCUMENT, TOKENS = 64_000, 1_800
 QUICK_DOCUMENT, QUICK_TOKENS = 16_000, 300
 
+
 def measure(address: str, document: str, question: str, tokens: int) -> dict[str, Any]:
     answer = stream(address, request_body(document, question, tokens, trace=True))
     assert answer.tokens[-1] == tokens, f"{answer.tokens[-1]} tokens of {tokens}"

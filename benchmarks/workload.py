@@ -53,20 +53,28 @@ def add_arguments(parser: argparse.ArgumentParser, repeat: int) -> None:
     parser.add_argument("--quick", action="store_true", help="see whether it works: fewer, shorter, once")
 
 
-def server_arguments(options: argparse.Namespace, extra: list[str], servers: int = 1) -> list[str]:
-    """For the stock server and the plugin's alike, of which so many are up at once."""
+def server_arguments(options: argparse.Namespace, extra: list[str], servers: int = 1, requests: int = 16) -> list[str]:
+    """For the stock server and the plugin's alike, of which so many are up at once, each for so many requests."""
     return [
         *("--served-model-name", NAME, "--max-model-len", str(options.max_model_len), "--dtype", options.dtype),
-        *("--max-num-seqs", "16", "--disable-uvicorn-access-log"),
-        *machine_arguments(options.model, servers),
+        *("--max-num-seqs", str(requests), "--disable-uvicorn-access-log"),
+        *as_flags(machine_settings(options.model, servers)),
         *extra,  # the last of several counts
     ]
 
 
-def machine_arguments(model: Path, engines: int) -> list[str]:
+def machine_settings(model: Path, engines: int) -> dict[str, Any]:
     """What vLLM has to be told here: of a GPU, each of ``engines`` gets its part; without one nothing is compiled."""
-    arguments = ["--gpu-memory-utilization", f"{0.85 / engines:.2f}"] if gpus() else ["--enforce-eager"]
-    return arguments if any(model.glob("*.safetensors")) else [*arguments, "--load-format", "dummy"]
+    settings = {"gpu_memory_utilization": round(0.85 / engines, 2)} if gpus() else {"enforce_eager": True}
+    return settings if any(model.glob("*.safetensors")) else {**settings, "load_format": "dummy"}
+
+
+def as_flags(settings: dict[str, Any]) -> list[str]:
+    """Settings of ``vllm.LLM`` for the command line."""
+    flags: list[str] = []
+    for name, value in settings.items():
+        flags += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+    return flags
 
 
 def plugin_arguments(options: argparse.Namespace, store: Path) -> list[str]:
@@ -146,7 +154,7 @@ def describe(facts: dict[str, Any], options: argparse.Namespace, extra: Sequence
         f"{versions}, Python {facts['python']}, revision {facts['revision'] or 'unknown'}. {facts['date']}; load "
         f"average before the first server: {facts['load_at_start'][0]}.\n"
         f"{options.model.name}, {options.dtype}, max_model_len {options.max_model_len:,}, window {options.window:,}; "
-        f"{' '.join([*machine_arguments(options.model, 1), *extra])}."
+        f"{' '.join([*as_flags(machine_settings(options.model, 1)), *extra])}."
     )
 
 

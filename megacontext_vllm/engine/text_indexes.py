@@ -23,7 +23,7 @@ Tokens = npt.NDArray[np.uint32]
 class TextIndexes:
     """Of the texts that were asked about last. Threads may share it."""
 
-    def __init__(self, focus: Focus, max_tokens: int = 20_000_000) -> None:
+    def __init__(self, focus: Focus, max_tokens: int) -> None:
         """max_tokens: of all of them together; the last one is kept whatever it has."""
         self._focus = focus
         self._known = Remembered[bytes, TextIndex](max_tokens, _size)

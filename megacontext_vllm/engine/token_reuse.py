@@ -40,18 +40,18 @@ class TokenReuse:
         """Token ids of ``text``, the same as ``encoder.encode([text])[0].ids``."""
         if len(text) < LONG:
             return encoder.encode([text])[0].ids
-        key, known, common = self._longest(namespace, text)
+        begins = hash(text[:LONG])
+        key, known, common = self._longest(namespace, text, begins)
         tokens = tokenise(text, encoder, known.tokens if known is not None else None, common)
         # A text that goes on where the known one ended, or asks something else there, takes its place; one that
         # departs before is kept beside it.
         end = 0 if known is None else len(known.text) - common
         replaces = key if known is not None and end <= min(LONG, len(known.text) // 16) else None
-        self._known.put(namespace, next(self._numbers), _Known(text, hash(text[:LONG]), tokens), instead=replaces)
+        self._known.put(namespace, next(self._numbers), _Known(text, begins, tokens), instead=replaces)
         return TokenList.of(tokens.ids)
 
-    def _longest(self, namespace: str | None, text: str) -> tuple[int | None, _Known | None, int]:
+    def _longest(self, namespace: str | None, text: str, begins: int) -> tuple[int | None, _Known | None, int]:
         """The known text that ``text`` has most of at its start, its key, and how many characters that are."""
-        begins = hash(text[:LONG])
         alike = [(key, known) for key, known in self._known.of(namespace) if known.begins == begins]
         # Many chats may share a long system message: those that do not go on as this one are told in no time.
         whole = [(len(known.text), key, known) for key, known in alike if text.startswith(known.text)]

@@ -2,6 +2,8 @@
 
 import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -69,10 +71,8 @@ def load_gist_net(name: str, dim: int, model_fingerprint: bytes | None = None) -
                 "train gistnet --model MODEL' and give its folder."
             )
         return load(path, dim, model_fingerprint)
-    try:
+    with _named(name):
         return load(Path(name), dim, model_fingerprint)
-    except ConfigError as error:
-        raise ConfigError(f"megacontext.gist_net={name!r}: {error}") from error
 
 
 def require_gist_net(name: str) -> None:
@@ -87,8 +87,15 @@ def require_gist_net(name: str) -> None:
             "are hidden), give the folder that 'megacontext train gistnet' made, 'shipped' for the weights that come "
             "with this version, or 'random:SEED' to test the gist path."
         )
-    try:
+    with _named(name):
         card_of(Path(name))
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """What is wrong with the net is told with the setting that asked for it."""
+    try:
+        yield
     except ConfigError as error:
         raise ConfigError(f"megacontext.gist_net={name!r}: {error}") from error
 

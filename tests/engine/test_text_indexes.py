@@ -37,7 +37,7 @@ def text(length: int, seed: int = 0) -> npt.NDArray[np.uint32]:
 
 
 def test_another_question_on_the_same_text(focus: Counting) -> None:
-    indexes = TextIndexes(focus)
+    indexes = TextIndexes(focus, 10**9)
     for seed in range(3):
         found = indexes.of("a", np.concatenate([text(5000), text(40, 1 + seed)]))
         assert found is not None and len(found.tokens) == 5000 + 40 - END
@@ -54,12 +54,12 @@ def test_another_question_on_the_same_text(focus: Counting) -> None:
 
 
 def test_a_short_text_is_not_indexed(focus: Counting) -> None:
-    assert TextIndexes(focus).of("a", text(LONG - 1)) is None and not focus.made
-    assert TextIndexes(focus).of("a", text(LONG)) is not None
+    assert TextIndexes(focus, 10**9).of("a", text(LONG - 1)) is None and not focus.made
+    assert TextIndexes(focus, 10**9).of("a", text(LONG)) is not None
 
 
 def test_a_chat_that_grows_is_indexed_now_and_then(focus: Counting) -> None:
-    indexes, everything = TextIndexes(focus), text(40_000)
+    indexes, everything = TextIndexes(focus, 10**9), text(40_000)
     for length in range(1000, 40_000, 200):
         found = indexes.of("a", everything[:length])
         assert found is not None and np.array_equal(found.tokens, everything[: len(found.tokens)])
@@ -84,7 +84,7 @@ def test_the_least_recently_used_goes_first_and_the_last_stays(focus: Counting) 
 def test_chats_with_one_system_message_are_told_apart_by_their_ends(
     focus: Counting, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    indexes, system = TextIndexes(focus), text(3000)
+    indexes, system = TextIndexes(focus, 10**9), text(3000)
     chats = [np.concatenate([system, text(2000, seed)]) for seed in range(1, 20)]
     made = [indexes.of("a", chat) for chat in chats]
     compared = []
@@ -105,14 +105,15 @@ def words(focus: Counting) -> Counting:
 
 def test_no_word_is_cut_in_two(words: Counting) -> None:
     tokens = np.ones(2000, dtype=np.uint32)
-    assert TextIndexes(words).of("a", tokens) is None, "one word of 2,000 tokens is not looked through for its start"
+    found = TextIndexes(words, 10**9).of("a", tokens)
+    assert found is None, "one word of 2,000 tokens is not looked through for its start"
     tokens[1830] = 0
-    found = TextIndexes(words).of("a", tokens)
+    found = TextIndexes(words, 10**9).of("a", tokens)
     assert found is not None and len(found.tokens) == 1830
 
 
 def test_a_prompt_that_goes_on_with_a_word_where_the_index_ends(words: Counting) -> None:
-    indexes, tokens = TextIndexes(words), np.full(2000, 2, dtype=np.uint32)
+    indexes, tokens = TextIndexes(words, 10**9), np.full(2000, 2, dtype=np.uint32)
     cut = 2000 - END
     tokens[cut - 1 : cut + 1] = 0, 2
     first = indexes.of("a", tokens)
@@ -126,5 +127,5 @@ def test_a_prompt_that_goes_on_with_a_word_where_the_index_ends(words: Counting)
 
 def test_an_index_keeps_no_more_than_it_is_of(focus: Counting) -> None:
     prompt = text(5000)
-    found = TextIndexes(focus).of("a", prompt)
+    found = TextIndexes(focus, 10**9).of("a", prompt)
     assert found is not None and found.tokens.base is None and len(found.tokens) < len(prompt)

@@ -45,9 +45,9 @@ class Focused(Method):
 
     def working_context(self, prompt: Prompt, budget: int) -> WorkingContext:
         """What the engine makes of the whole prompt. Raises EvaluationError for a budget that it would not serve."""
-        window, least = budget + prompt.overhead, 4 * BLOCK
-        if window < least:
-            raise EvaluationError(f"{self.name}: a window of {window} is below {least}; give a larger budget")
+        window = budget + prompt.overhead
+        if window < 4 * BLOCK:
+            raise EvaluationError(f"{self.name}: a window of {window} is below {4 * BLOCK}; give a larger budget")
         return self.focus.allocate(self.focus.score(prompt.tokens), window, gists=self.gists)
 
     def select(self, view: View, budget: int) -> Context:
